@@ -1,0 +1,3 @@
+"""CSPS: serving language models whose prompts are long documents."""
+
+__version__ = "0.1.0"

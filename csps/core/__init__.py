@@ -1,0 +1,1 @@
+"""Immutable values every other package speaks in. Standard library only."""
