@@ -1,0 +1,1 @@
+"""Attention over KV that several ranks hold: exact partials merged by log-sum-exp."""

@@ -1,0 +1,1 @@
+"""One rank's engine: KV pool, plan to tensors, model step, sampling."""

@@ -1,0 +1,1 @@
+"""The mesh of ranks and the transfers between them: named, counted, timed."""

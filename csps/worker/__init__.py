@@ -1,0 +1,1 @@
+"""One rank's process: joins the coordinator, runs the two lanes."""

@@ -1,0 +1,68 @@
+"""What attention knows of a batch: which rows are whose, and which keys lie where.
+
+A rank's *shard* of a sequence is the tokens it holds, in position order. In its pool a
+shard is one or more *runs* of consecutive slots (see csps.engine.kv_pool).
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Run(NamedTuple):
+    """Consecutive pool slots [first_slot, first_slot + num_tokens)."""
+
+    first_slot: int
+    num_tokens: int
+
+
+class QueryRun(NamedTuple):
+    """Consecutive positions computed here, as rows [row, row + num_tokens) of the batch.
+
+    `visible[s]`: leading tokens of rank s's shard that all of these rows see. On this rank
+    the run's own keys follow right behind them.
+    """
+
+    row: int
+    num_tokens: int
+    visible: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillSequence:
+    """One sequence of a prefill step as one rank sees it; every rank has it in its batch.
+
+    `shard_tokens[s]`: tokens of rank s's shard once this step's are written.
+    """
+
+    queries: tuple[QueryRun, ...]
+    shard_tokens: tuple[int, ...]
+    runs: tuple[Run, ...]
+
+    @property
+    def spans_ranks(self) -> bool:
+        return sum(tokens > 0 for tokens in self.shard_tokens) > 1
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillBatch:
+    """`slots_T`: int64 pool slot of each row's K and V."""
+
+    sequences: tuple[PrefillSequence, ...]
+    slots_T: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeBatch:
+    """One decode step as one rank (the master of `shards`' rows) sees it.
+
+    Row i of the batch is one token; `shards[i]` its sequence's keys on this rank, the
+    row's own included. `shipped[p]`: rows whose queries go to rank p, which holds some of
+    their KV, int64. `answered[p]`: shards here that rank p's queries want, in p's row order.
+    """
+
+    shards: tuple[tuple[Run, ...], ...]
+    slots_T: Tensor
+    shipped: dict[int, Tensor]
+    answered: dict[int, tuple[tuple[Run, ...], ...]]

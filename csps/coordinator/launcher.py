@@ -1,0 +1,73 @@
+"""Starts the ranks of this machine as child processes and ends them."""
+
+import asyncio
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+STOP_GRACE_S = 10.0
+
+
+class LocalWorkers:
+    """N worker processes on this machine, meeting through a file in a private directory."""
+
+    def __init__(self, num_ranks: int, control_address: str, threads_per_rank: int) -> None:
+        self._num_ranks = num_ranks
+        self._control_address = control_address
+        self._threads = threads_per_rank or max((os.cpu_count() or 1) // num_ranks, 1)
+        self._directory = Path(tempfile.mkdtemp(prefix="csps-"))
+        self._processes: list[asyncio.subprocess.Process] = []
+
+    async def start(self) -> None:
+        """Start the processes; they join the coordinator by themselves."""
+        # Loopback is enough on one machine, and OpenMP must know its share before it starts.
+        environment = os.environ | {
+            "GLOO_SOCKET_IFNAME": "lo",
+            "OMP_NUM_THREADS": str(self._threads),
+        }
+        for rank in range(self._num_ranks):
+            command = [
+                *(sys.executable, "-m", "csps", "worker"),
+                *("--coordinator", self._control_address),
+                *("--rank", str(rank), "--world-size", str(self._num_ranks)),
+                *("--local-rank", str(rank), "--local-world-size", str(self._num_ranks)),
+                *("--rendezvous", f"file://{self._directory}/store"),
+            ]
+            # A session of its own: Ctrl-C in the terminal reaches the coordinator alone,
+            # which then stops the ranks in order.
+            process = await asyncio.create_subprocess_exec(
+                *command, env=environment, start_new_session=True
+            )
+            self._processes.append(process)
+
+    async def wait_any(self) -> str:
+        """Return a sentence about the first process that ends."""
+        waits = {
+            asyncio.create_task(process.wait()): rank
+            for rank, process in enumerate(self._processes)
+        }
+        try:
+            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waits:
+                task.cancel()
+        task = done.pop()
+        return f"the process of rank {waits[task]} ended with status {task.result()}"
+
+    async def stop(self) -> None:
+        """Wait for the processes a while, then kill those that are left."""
+        waits = [asyncio.create_task(process.wait()) for process in self._processes]
+        if waits:
+            _, left = await asyncio.wait(waits, timeout=STOP_GRACE_S)
+            if left:
+                logger.warning("killing %d ranks that did not stop", len(left))
+            for process in self._processes:
+                if process.returncode is None:
+                    process.kill()
+            await asyncio.gather(*waits)
+        shutil.rmtree(self._directory, ignore_errors=True)

@@ -1,0 +1,145 @@
+"""The engine loop: asks the scheduler for steps, has the fleet run them, hands out tokens.
+
+One task per lane, so the lanes never wait for each other; the scheduler and everything here
+is touched by the event loop's thread alone.
+"""
+
+import asyncio
+import logging
+import time
+
+from csps.coordinator.counters import LaneCounters
+from csps.coordinator.live import Ended, LiveRequest, Prefilled
+from csps.core.errors import CspsError, DuplicateRequestError, UnavailableError
+from csps.core.plan import Lane, StepPlan
+from csps.core.request import FinishReason
+from csps.rpc.fleet import Fleet
+from csps.sched.disagg import DisaggScheduler
+
+logger = logging.getLogger(__name__)
+
+
+class EngineLoop:
+    """Owns the scheduler and the live requests."""
+
+    def __init__(self, scheduler: DisaggScheduler, fleet: Fleet) -> None:
+        self.scheduler = scheduler
+        self.counters = {lane: LaneCounters() for lane in Lane}
+        self._fleet = fleet
+        self._by_id: dict[str, LiveRequest] = {}
+        self._by_seq: dict[int, LiveRequest] = {}
+        self._wake = {lane: asyncio.Event() for lane in Lane}
+        self._failure: CspsError | None = None
+
+    @property
+    def num_live(self) -> int:
+        """Requests whose stream has not been closed yet."""
+        return len(self._by_id)
+
+    def submit(self, live: LiveRequest) -> None:
+        """Queue a request. Raises what the scheduler's admission or a failed fleet says."""
+        if self._failure is not None:
+            raise self._failure
+        if live.request_id in self._by_id:
+            raise DuplicateRequestError(f"request_id: {live.request_id!r} is live already")
+        self.scheduler.add(live.seq)
+        self._by_id[live.request_id] = live
+        self._by_seq[live.seq.seq_id] = live
+        self._wake_all()
+
+    def close(self, live: LiveRequest) -> None:
+        """The request's stream is over, for whatever reason: stop its work, forget it."""
+        self._by_id.pop(live.request_id, None)
+        if self._by_seq.pop(live.seq.seq_id, None) is not None:
+            self.scheduler.abort(live.seq.seq_id)
+            self._release()
+            self._wake_all()
+
+    def abort(self, request_id: str) -> bool:
+        """End a live request's stream with reason ABORT; False if there is none of that id."""
+        live = self._by_id.get(request_id)
+        if live is None:
+            return False
+        live.events.put_nowait(Ended(FinishReason.ABORT))
+        return True
+
+    def is_live(self, request_id: str) -> bool:
+        return request_id in self._by_id
+
+    async def run(self) -> None:
+        """Run both lanes until cancelled, or until a rank is lost (UnavailableError)."""
+        lanes = [asyncio.create_task(self._run_lane(lane), name=lane) for lane in Lane]
+        lost = asyncio.ensure_future(asyncio.shield(self._fleet.lost))
+        try:
+            done, _ = await asyncio.wait({*lanes, lost}, return_when=asyncio.FIRST_COMPLETED)
+            if lost in done:
+                raise UnavailableError(lost.result())
+            for task in done:
+                task.result()
+        except Exception as error:
+            self._fail(error if isinstance(error, CspsError) else UnavailableError(repr(error)))
+            raise
+        finally:
+            lost.cancel()
+            for task in lanes:
+                task.cancel()
+            await asyncio.gather(*lanes, return_exceptions=True)
+
+    async def _run_lane(self, lane: Lane) -> None:
+        while True:
+            plan = self.scheduler.plan(lane)
+            self._release()
+            if plan is None:
+                self._check_when_idle()
+                await self._wake[lane].wait()
+                self._wake[lane].clear()
+                continue
+            self._note_scheduled(plan)
+            results = await self._fleet.run(plan)
+            sampled = {token.seq_id: token for result in results for token in result.sampled}
+            events = self.scheduler.complete(plan, sampled)
+            self._release()
+            self.counters[lane].add(plan, results)
+            self._note_prefilled(plan)
+            for seq, token, finish in events:
+                live = self._by_seq.get(seq.seq_id)
+                if live is not None:
+                    live.put_token(token, finish)
+                    if finish is not None:
+                        del self._by_seq[seq.seq_id]
+            self._wake_all()
+
+    def _note_scheduled(self, plan: StepPlan) -> None:
+        now = time.monotonic()
+        for work in plan.work:
+            live = self._by_seq.get(work.seq_id)
+            if live is not None and not live.first_scheduled:
+                live.first_scheduled = now
+
+    def _note_prefilled(self, plan: StepPlan) -> None:
+        if plan.lane is not Lane.PREFILL:
+            return
+        for work in plan.work:
+            live = self._by_seq.get(work.seq_id)
+            if live is not None and not live.first_token:
+                live.events.put_nowait(Prefilled(work.stop))
+
+    def _release(self) -> None:
+        released = self.scheduler.released()
+        if released:
+            self._fleet.release(released)
+
+    def _wake_all(self) -> None:
+        for wake in self._wake.values():
+            wake.set()
+
+    def _check_when_idle(self) -> None:
+        if not any(self.scheduler.has_work(lane) for lane in Lane):
+            self.scheduler.check_integrity()
+
+    def _fail(self, error: CspsError) -> None:
+        self._failure = error
+        logger.error("engine stopped: %s", error)
+        for live in self._by_id.values():
+            live.events.put_nowait(Ended(FinishReason.ABORT, error))
+        self._by_seq.clear()

@@ -1,0 +1,197 @@
+"""Puts the coordinator together: two gRPC servers, the fleet, the engine loop."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from csps.checkpoint.chat import load_chat_template
+from csps.checkpoint.config import read_config
+from csps.checkpoint.locate import locate
+from csps.checkpoint.tokenizer import load_tokenizer
+from csps.coordinator.frontend import Frontend, ServedModel
+from csps.coordinator.launcher import LocalWorkers
+from csps.coordinator.loop import EngineLoop
+from csps.coordinator.service import GenerationService
+from csps.core.config import ServerConfig, WorkerSetup
+from csps.core.errors import ConfigError, UnavailableError
+from csps.rpc.fleet import Fleet
+from csps.rpc.interceptors import ErrorInterceptor
+from csps.rpc.options import SERVER_OPTIONS
+from csps.sched.config import SchedulerConfig
+from csps.sched.disagg import DisaggScheduler
+from csps.v1 import generation_pb2, generation_pb2_grpc, worker_pb2_grpc
+
+logger = logging.getLogger(__name__)
+
+SERVICE = generation_pb2.DESCRIPTOR.services_by_name["Generation"].full_name
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+DRAIN_S = 5.0
+
+
+def load_served_model(setup: WorkerSetup) -> ServedModel:
+    """Config, tokenizer and template; no weights. Blocking: call it in a thread."""
+    checkpoint = locate(setup.model)
+    config = read_config(checkpoint)
+    if setup.max_model_len > config.max_position:
+        raise ConfigError(
+            f"--max-model-len: {setup.max_model_len} exceeds the model's context of "
+            f"{config.max_position} tokens"
+        )
+    template = load_chat_template(checkpoint)
+    return ServedModel(
+        name=checkpoint.name,
+        config=config,
+        max_model_len=setup.max_model_len or config.max_position,
+        tokenizer=load_tokenizer(checkpoint),
+        chat_template=template,
+        has_chat_template=template.is_available,
+    )
+
+
+class Server:
+    """One coordinator. `serve` returns after `stop` and raises when a rank is lost."""
+
+    def __init__(self, config: ServerConfig, *, start_workers: bool) -> None:
+        self._config = config
+        self._start_workers = start_workers
+        self._stop = asyncio.Event()
+        self.port = 0
+        self.control_address = ""
+
+    def stop(self) -> None:
+        """Ask `serve` to end: no new requests, a short drain, then the ranks."""
+        self._stop.set()
+
+    async def serve(self, on_ready: Callable[["Server", ServedModel, int], None]) -> None:
+        """Serve until `stop`. `on_ready(server, model, blocks per rank)` is called once."""
+        async with contextlib.AsyncExitStack() as stack:
+            model = await asyncio.to_thread(load_served_model, self._config.setup)
+            fleet = Fleet(self._config)
+            service = GenerationService(self._config)
+            status = health.aio.HealthServicer()
+            await self._set_health(status, NOT_SERVING)
+            public = await self._open_public(service, status)
+            stack.push_async_callback(public.stop, DRAIN_S)
+            control = await self._open_control(fleet)
+            stack.push_async_callback(control.stop, 1.0)
+            workers = await self._open_workers(fleet, stack)
+            ready = asyncio.create_task(fleet.wait_ready())
+            stopped = asyncio.create_task(self._stop.wait())
+            stack.callback(ready.cancel)
+            stack.callback(stopped.cancel)
+            await asyncio.wait({ready, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not stopped.done():
+                num_blocks = ready.result()
+                frontend = self._frontend(model, fleet, num_blocks)
+                stack.callback(frontend.close)
+                service.start(frontend)
+                await self._set_health(status, SERVING)
+                on_ready(self, model, num_blocks)
+                try:
+                    await self._run(frontend.loop, fleet, stopped)
+                finally:
+                    service.stop()
+                    await self._set_health(status, NOT_SERVING)
+            await public.stop(DRAIN_S)
+            await fleet.shutdown()
+            if workers is not None:
+                await workers.stop()
+
+    async def _run(self, loop: EngineLoop, fleet: Fleet, stopped: asyncio.Task[bool]) -> None:
+        """Until `stopped` (then live requests get a while to end), or a rank is lost."""
+        engine = asyncio.create_task(loop.run())
+        heartbeats = asyncio.create_task(fleet.watch_heartbeats())
+        try:
+            await asyncio.wait({engine, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if engine.done():
+                engine.result()
+            begun = time.monotonic()
+            while loop.num_live and time.monotonic() - begun < DRAIN_S and not engine.done():
+                await asyncio.sleep(0.05)
+        finally:
+            for task in (engine, heartbeats):
+                task.cancel()
+            await asyncio.gather(engine, heartbeats, return_exceptions=True)
+
+    def _frontend(self, model: ServedModel, fleet: Fleet, num_blocks: int) -> Frontend:
+        config, setup = self._config, self._config.setup
+        scheduler = DisaggScheduler(
+            SchedulerConfig(
+                num_ranks=config.sp,
+                block_size=setup.block_size,
+                pages_per_rank=num_blocks,
+                stage_tokens=config.stage_tokens,
+                long_tokens=config.long_tokens,
+                max_running=config.max_running,
+                max_waiting_tokens=config.max_waiting_tokens,
+                max_model_len=model.max_model_len,
+            )
+        )
+        return Frontend(model, EngineLoop(scheduler, fleet))
+
+    async def _open_public(
+        self, service: GenerationService, status: health.aio.HealthServicer
+    ) -> grpc.aio.Server:
+        server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=SERVER_OPTIONS)
+        generation_pb2_grpc.add_GenerationServicer_to_server(service, server)
+        health_pb2_grpc.add_HealthServicer_to_server(status, server)
+        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+        self.port = _bind(server, self._config.host, self._config.port, "--port")
+        await server.start()
+        return server
+
+    async def _open_control(self, fleet: Fleet) -> grpc.aio.Server:
+        server = grpc.aio.server(options=SERVER_OPTIONS)
+        worker_pb2_grpc.add_WorkerServicer_to_server(fleet, server)
+        host = self._config.control_host
+        port = _bind(server, host, self._config.control_port, "--control-port")
+        self.control_address = f"{host}:{port}"
+        await server.start()
+        return server
+
+    async def _open_workers(
+        self, fleet: Fleet, stack: contextlib.AsyncExitStack
+    ) -> LocalWorkers | None:
+        config = self._config
+        if not self._start_workers:
+            logger.info(
+                "waiting for %d ranks: torchrun ... -m csps worker --coordinator %s",
+                config.num_ranks,
+                self.control_address,
+            )
+            return None
+        workers = LocalWorkers(
+            config.num_ranks, self.control_address, config.setup.threads_per_rank
+        )
+        stack.push_async_callback(workers.stop)
+        stack.push_async_callback(fleet.shutdown)
+        await workers.start()
+
+        async def watch() -> None:
+            fleet.report_lost(await workers.wait_any())
+
+        watcher = asyncio.create_task(watch())
+        stack.callback(watcher.cancel)
+        return workers
+
+    async def _set_health(self, status: health.aio.HealthServicer, value: int) -> None:
+        for name in ("", SERVICE):
+            await status.set(name, value)
+
+
+def _bind(server: grpc.aio.Server, host: str, port: int, flag: str) -> int:
+    try:
+        bound = server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError as error:
+        raise UnavailableError(f"{flag}: cannot listen on {host}:{port}: {error}") from error
+    if not bound:
+        raise UnavailableError(f"{flag}: cannot listen on {host}:{port}")
+    return bound

@@ -1,0 +1,187 @@
+"""csps.v1.Generation: the public gRPC service."""
+
+import time
+from collections.abc import AsyncIterator
+
+import grpc
+
+from csps import __version__
+from csps.checkpoint.chat import ChatMessage
+from csps.coordinator.frontend import Frontend, Piece, Prompt, elapsed
+from csps.coordinator.live import LiveRequest, Prefilled
+from csps.core.config import ServerConfig
+from csps.core.errors import InvalidRequestError, UnavailableError, UnknownRequestError
+from csps.core.request import FinishReason
+from csps.rpc import convert
+from csps.v1 import generation_pb2 as pb
+from csps.v1 import generation_pb2_grpc
+
+_FINISH = {
+    FinishReason.STOP: pb.FINISH_REASON_STOP,
+    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
+    FinishReason.ABORT: pb.FINISH_REASON_ABORT,
+}
+
+Context = grpc.aio.ServicerContext[object, object]
+
+
+class GenerationService(generation_pb2_grpc.GenerationServicer):
+    """Serves as soon as the port is open; UNAVAILABLE until `start` gives it a frontend."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._frontend: Frontend | None = None
+        self._started = 0.0
+
+    def start(self, frontend: Frontend) -> None:
+        self._frontend = frontend
+        self._started = time.monotonic()
+
+    def stop(self) -> None:
+        """Refuse what comes from now on."""
+        self._frontend = None
+
+    @property
+    def _front(self) -> Frontend:
+        if self._frontend is None:
+            raise UnavailableError("the server is starting or stopping")
+        return self._frontend
+
+    async def Generate(
+        self, request: pb.GenerateRequest, context: Context
+    ) -> AsyncIterator[pb.GenerateResponse]:
+        front = self._front
+        live = await front.submit(
+            request.request_id,
+            request.model,
+            _prompt(request),
+            convert.sampling_from_proto(request.sampling),
+        )
+        total = len(live.seq.prompt_ids)
+        num_output = 0
+        events = front.stream(live)
+        try:
+            yield _response(live, progress=pb.Progress(queued=True, total_tokens=total))
+            async for event in events:
+                if isinstance(event, Prefilled):
+                    done = min(event.num_tokens, total)
+                    progress = pb.Progress(prefilled_tokens=done, total_tokens=total)
+                    yield _response(live, progress=progress)
+                elif isinstance(event, Piece):
+                    num_output += len(event.tokens)
+                    if event.tokens or event.text:
+                        yield _response(live, chunk=_chunk(event))
+                else:
+                    yield _response(live, complete=_complete(live, event, num_output))
+        finally:
+            await events.aclose()  # type: ignore[attr-defined]
+
+    async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
+        if not self._front.loop.abort(request.request_id):
+            raise UnknownRequestError(f"request_id: no live request is {request.request_id!r}")
+        return pb.AbortResponse()
+
+    async def GetModelInfo(
+        self, request: pb.GetModelInfoRequest, context: Context
+    ) -> pb.GetModelInfoResponse:
+        model = self._front.model
+        return pb.GetModelInfoResponse(
+            model=model.name,
+            architecture=model.config.architecture,
+            vocab_size=model.config.vocab_size,
+            max_model_len=model.max_model_len,
+            eos_token_ids=model.config.eos_token_ids,
+            has_chat_template=model.has_chat_template,
+            num_parameters=model.config.num_parameters(),
+            dtype=self._config.setup.dtype.value,
+        )
+
+    async def GetServerInfo(
+        self, request: pb.GetServerInfoRequest, context: Context
+    ) -> pb.GetServerInfoResponse:
+        loop, config = self._front.loop, self._config
+        scheduler = loop.scheduler
+        return pb.GetServerInfoResponse(
+            version=__version__,
+            strategy="ring",
+            sp=config.sp,
+            tp=config.setup.tp,
+            block_size=config.setup.block_size,
+            blocks_per_rank=scheduler.config.pages_per_rank,
+            stage_tokens=config.stage_tokens,
+            long_tokens=config.long_tokens,
+            uptime_s=time.monotonic() - self._started,
+            lanes=[
+                pb.LaneCounters(
+                    lane=lane,
+                    steps=counters.steps,
+                    tokens=counters.tokens,
+                    wall_s=counters.wall_s,
+                    compute_s=counters.compute_s,
+                    comm_s=counters.comm_s,
+                    exposed_comm_s=counters.exposed_comm_s,
+                    bytes_sent=counters.bytes_sent,
+                )
+                for lane, counters in loop.counters.items()
+            ],
+            used_blocks_by_rank=[scheduler.ledger.used_pages(rank) for rank in range(config.sp)],
+        )
+
+    async def GetLoad(self, request: pb.GetLoadRequest, context: Context) -> pb.GetLoadResponse:
+        scheduler = self._front.loop.scheduler
+        return pb.GetLoadResponse(
+            num_waiting=scheduler.num_waiting,
+            num_running=scheduler.num_prefilling + scheduler.num_running,
+            queued_tokens=scheduler.num_waiting_tokens,
+            kv_usage=scheduler.kv_usage,
+        )
+
+
+def _prompt(request: pb.GenerateRequest) -> Prompt:
+    kind = request.WhichOneof("prompt")
+    if kind == "text":
+        return request.text
+    if kind == "token_ids":
+        return list(request.token_ids.ids)
+    if kind == "messages":
+        if not request.messages.messages:
+            raise InvalidRequestError("messages", "is empty; at least one message is needed")
+        return [ChatMessage(m.role, m.content) for m in request.messages.messages]
+    raise InvalidRequestError("prompt", "one of text, token_ids and messages must be set")
+
+
+def _response(
+    live: LiveRequest,
+    *,
+    progress: pb.Progress | None = None,
+    chunk: pb.Chunk | None = None,
+    complete: pb.Complete | None = None,
+) -> pb.GenerateResponse:
+    return pb.GenerateResponse(
+        request_id=live.request_id, progress=progress, chunk=chunk, complete=complete
+    )
+
+
+def _chunk(piece: Piece) -> pb.Chunk:
+    return pb.Chunk(
+        token_ids=[token.token_id for token in piece.tokens],
+        text=piece.text,
+        logprobs=[
+            pb.TokenLogprob(logprob=token.logprob, top=convert.top_tokens_to_proto(token))
+            for token in piece.tokens
+            if token.logprob is not None
+        ],
+    )
+
+
+def _complete(live: LiveRequest, finish: FinishReason, num_output: int) -> pb.Complete:
+    return pb.Complete(
+        finish_reason=_FINISH[finish],
+        usage=pb.Usage(prompt_tokens=len(live.seq.prompt_ids), output_tokens=num_output),
+        timings=pb.Timings(
+            queued_s=elapsed(live, live.queued),
+            first_scheduled_s=elapsed(live, live.first_scheduled),
+            first_token_s=elapsed(live, live.first_token),
+            last_token_s=elapsed(live, live.last_token),
+        ),
+    )

@@ -1,0 +1,58 @@
+"""Frozen configuration, built once in cli.py and passed down."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class DType(StrEnum):
+    """Type of weights, activations and KV."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSetup:
+    """What every rank must agree on; the coordinator sends it to each when it joins.
+
+    `kv_memory_bytes` is per rank, 0 meaning a share of what is free; `max_model_len` 0
+    means the model's own context; `threads_per_rank` 0 means cores / ranks on the machine.
+    """
+
+    model: str
+    dtype: DType = DType.BFLOAT16
+    block_size: int = 64
+    kv_memory_bytes: int = 0
+    max_model_len: int = 0
+    tp: int = 1
+    threads_per_rank: int = 0
+    collective_timeout_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """One coordinator. Token counts are of the whole server, not of a rank.
+
+    `num_ranks` = sp * tp. `long_tokens`: prompts at least this long are split over the
+    ranks. `stage_tokens`: new tokens of one prefill step. `step_timeout_s`: a step that
+    some rank has not finished by then means that the rank is lost.
+    """
+
+    setup: WorkerSetup
+    num_ranks: int = 1
+    long_tokens: int = 512
+    stage_tokens: int = 4096
+    max_running: int = 64
+    max_waiting_tokens: int = 1_000_000
+    host: str = "127.0.0.1"
+    port: int = 0
+    control_host: str = "127.0.0.1"
+    control_port: int = 0
+    start_timeout_s: float = 600.0
+    step_timeout_s: float = 900.0
+    heartbeat_timeout_s: float = 30.0
+
+    @property
+    def sp(self) -> int:
+        """Ranks along the sequence axis."""
+        return self.num_ranks // self.setup.tp

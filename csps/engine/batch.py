@@ -1,0 +1,119 @@
+"""A StepPlan as one rank's tensors: tokens, positions, slots, and who attends to what."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from csps.attention.shards import DecodeBatch, PrefillBatch, PrefillSequence, QueryRun, Run
+from csps.core.plan import StepPlan, Work
+from csps.core.shards import Slice
+from csps.engine.block_table import BlockTable
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRow:
+    """A row of the batch whose logits are drawn from."""
+
+    seq_id: int
+    row: int
+    position: int  # of the token that is drawn
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """This rank's tokens of a step, all sequences behind one another; int64 [T] each."""
+
+    token_ids_T: Tensor
+    positions_T: Tensor
+    samples: tuple[SampleRow, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.token_ids_T.shape[0]
+
+
+def token_batch(plan: StepPlan, rank: int, device: torch.device) -> TokenBatch:
+    """The rows this rank computes, in plan order, then position order."""
+    token_ids: list[int] = []
+    positions: list[int] = []
+    samples: list[SampleRow] = []
+    for work in plan.work:
+        for piece in own_slices(work, rank):
+            token_ids += work.token_ids[piece.start - work.start : piece.stop - work.start]
+            positions += range(piece.start, piece.stop)
+        if work.sample and work.slices[-1].rank == rank:
+            samples.append(SampleRow(work.seq_id, len(token_ids) - 1, work.stop))
+    return TokenBatch(
+        token_ids_T=torch.tensor(token_ids, dtype=torch.int64, device=device),
+        positions_T=torch.tensor(positions, dtype=torch.int64, device=device),
+        samples=tuple(samples),
+    )
+
+
+def own_slices(work: Work, rank: int) -> list[Slice]:
+    """Slices of `rank`, neighbours joined: the middle two runs of a zigzag are one."""
+    joined: list[Slice] = []
+    for piece in work.slices:
+        if piece.rank != rank:
+            continue
+        if joined and joined[-1].stop == piece.start:
+            joined[-1] = Slice(rank, joined[-1].start, piece.stop)
+        else:
+            joined.append(piece)
+    return joined
+
+
+def prefill_batch(
+    plan: StepPlan, tables: dict[int, BlockTable], rank: int, num_ranks: int, device: torch.device
+) -> PrefillBatch:
+    """Every sequence of the step, also those this rank computes nothing of."""
+    sequences = []
+    slots: list[int] = []
+    row = 0
+    for work in plan.work:
+        table = tables[work.seq_id]
+        queries = []
+        for piece in own_slices(work, rank):
+            queries.append(QueryRun(row, piece.num_tokens, table.shard_tokens(piece.start, num_ranks)))
+            slots += table.slots(piece.start, piece.stop)
+            row += piece.num_tokens
+        sequences.append(
+            PrefillSequence(
+                queries=tuple(queries),
+                shard_tokens=table.shard_tokens(work.stop, num_ranks),
+                runs=table.runs(rank, work.stop),
+            )
+        )
+    return PrefillBatch(tuple(sequences), torch.tensor(slots, dtype=torch.int64, device=device))
+
+
+def decode_batch(
+    plan: StepPlan, tables: dict[int, BlockTable], rank: int, num_ranks: int, device: torch.device
+) -> DecodeBatch:
+    """One token per sequence; the rank of its slice is its master."""
+    slots: list[int] = []
+    shards: list[tuple[Run, ...]] = []
+    shipped: dict[int, list[int]] = {}
+    answered: dict[int, list[tuple[Run, ...]]] = {}
+    for work in plan.work:
+        table = tables[work.seq_id]
+        master = work.slices[0].rank
+        held = table.shard_tokens(work.stop, num_ranks)
+        if master == rank:
+            for peer in range(num_ranks):
+                if peer != rank and held[peer]:
+                    shipped.setdefault(peer, []).append(len(shards))
+            slots += table.slots(work.start, work.stop)
+            shards.append(table.runs(rank, work.stop))
+        elif held[rank]:
+            answered.setdefault(master, []).append(table.runs(rank, work.stop))
+    return DecodeBatch(
+        shards=tuple(shards),
+        slots_T=torch.tensor(slots, dtype=torch.int64, device=device),
+        shipped={
+            peer: torch.tensor(rows, dtype=torch.int64, device=device)
+            for peer, rows in shipped.items()
+        },
+        answered={peer: tuple(runs) for peer, runs in answered.items()},
+    )

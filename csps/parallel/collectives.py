@@ -1,0 +1,99 @@
+"""Named transfers of one lane. Every byte that leaves a rank is counted here, by kind."""
+
+import time
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from csps.core.plan import Lane
+from csps.parallel.mesh import Mesh
+from csps.parallel.overlap import CommClock, CommThread, Handle, InlineHandle
+
+
+class SequenceComm:
+    """Traffic of one lane between the ranks of the sequence axis.
+
+    A rank may be alone (size 1): then nothing is ever sent. Tensors must be contiguous.
+    """
+
+    def __init__(self, mesh: Mesh, lane: Lane, clock: CommClock) -> None:
+        self.rank = mesh.s
+        self.size = mesh.sp
+        self._group = mesh.lanes[lane].sequence
+        self._clock = clock
+        # A lane's own thread: made lazily by the executor, so it inherits that lane's priority.
+        self._thread = CommThread(f"{lane}-comm") if mesh.device.type == "cpu" else None
+
+    def ring_shift(self, kind: str, outgoing: Tensor, incoming: Tensor) -> Handle:
+        """Send `outgoing` to the next rank and fill `incoming` from the one before.
+
+        Runs beside the caller's computation. Sizes may differ from rank to rank but must
+        be known to both ends.
+        """
+        following = (self.rank + 1) % self.size
+        preceding = (self.rank - 1) % self.size
+        return self._post(kind, {following: outgoing}, {preceding: incoming}, self._thread)
+
+    def exchange(
+        self, kind: str, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]
+    ) -> Handle:
+        """Send and receive one message per peer named, and none to the others.
+
+        Point to point: messages of a decode step are a few KB, and a rank that shares no
+        sequence with a peer must not pay for it. Posted from the caller's thread.
+        """
+        return self._post(kind, outgoing, incoming, None)
+
+    def _post(
+        self,
+        kind: str,
+        outgoing: Mapping[int, Tensor],
+        incoming: Mapping[int, Tensor],
+        thread: CommThread | None,
+    ) -> Handle:
+        ops = [
+            dist.P2POp(op, tensor.view(-1).view(torch.uint8), group=self._group, group_peer=peer)
+            for op, tensors in ((dist.irecv, incoming), (dist.isend, outgoing))
+            for peer, tensor in tensors.items()
+            if tensor.numel()
+        ]
+        for tensor in outgoing.values():
+            self._clock.bytes_sent[kind] += tensor.numel() * tensor.element_size()
+
+        def post() -> list[dist.Work]:
+            return dist.batch_isend_irecv(ops) if ops else []
+
+        if thread is not None:
+            return thread.submit(post, self._clock)
+        return InlineHandle(post(), self._clock)
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._thread.close()
+
+
+class TensorComm:
+    """Traffic of one lane between the ranks of the tensor axis (they share tokens)."""
+
+    def __init__(self, mesh: Mesh, lane: Lane, clock: CommClock) -> None:
+        self._group = mesh.lanes[lane].tensor
+        self._size = mesh.tp
+        self._clock = clock
+
+    def all_reduce(self, partial: Tensor) -> Tensor:
+        """Sum `partial` over the axis, in place; the caller waits (nothing else to do).
+
+        Bytes are those of a ring all-reduce: 2 (tp - 1) / tp of the tensor.
+        """
+        if self._group is None or not partial.numel():
+            return partial
+        begun = time.perf_counter()
+        dist.all_reduce(partial, group=self._group)
+        spent = time.perf_counter() - begun
+        self._clock.comm_s += spent
+        self._clock.exposed_s += spent
+        size = partial.numel() * partial.element_size()
+        self._clock.bytes_sent["hidden"] += 2 * (self._size - 1) * size // self._size
+        return partial

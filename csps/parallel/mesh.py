@@ -1,0 +1,58 @@
+"""The grid of ranks and its process groups.
+
+Rank p = s * tp + t: `s` on the sequence axis (KV by token range), `t` on the tensor axis
+(weights and heads). Ranks of one row share `s` and lie next to each other, so that the
+chattier tensor axis stays inside a machine. Each lane has process groups of its own:
+prefill and decode never queue behind each other.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from csps.core.errors import ConfigError
+from csps.core.plan import Lane
+
+
+@dataclass(frozen=True, slots=True)
+class LaneGroups:
+    """Process groups of one lane that this rank belongs to (None where an axis has size 1)."""
+
+    sequence: dist.ProcessGroup | None
+    tensor: dist.ProcessGroup | None
+
+
+@dataclass(frozen=True, slots=True)
+class Mesh:
+    """This rank's place: row `s` of `sp`, column `t` of `tp`."""
+
+    sp: int
+    tp: int
+    s: int
+    t: int
+    device: torch.device
+    lanes: dict[Lane, LaneGroups]
+
+
+def build_mesh(
+    *, rank: int, world_size: int, tp: int, device: torch.device, timeout_s: float
+) -> Mesh:
+    """Make every lane's groups. Collective: all ranks call it, after init_process_group."""
+    if world_size % tp:
+        raise ConfigError(f"--tp: {tp} does not divide the number of ranks, {world_size}")
+    sp = world_size // tp
+    s, t = divmod(rank, tp)
+    lanes = {}
+    for lane in Lane:
+        sequence = _groups([[row * tp + col for row in range(sp)] for col in range(tp)], timeout_s)
+        tensor = _groups([[row * tp + col for col in range(tp)] for row in range(sp)], timeout_s)
+        lanes[lane] = LaneGroups(sequence[t], tensor[s])
+    return Mesh(sp=sp, tp=tp, s=s, t=t, device=device, lanes=lanes)
+
+
+def _groups(members: list[list[int]], timeout_s: float) -> list[dist.ProcessGroup | None]:
+    # Every rank must make every group, in the same order, also those it is not part of.
+    timeout = timedelta(seconds=timeout_s)
+    return [dist.new_group(ranks, timeout=timeout) if len(ranks) > 1 else None for ranks in members]

@@ -1,0 +1,214 @@
+"""The coordinator's hand on its ranks: one Attach stream each, plans down, reports up.
+
+Control only. A stream that breaks, a Failure report, silence longer than the heartbeat
+timeout or a step longer than the step timeout all mean the same: a rank is lost. Then
+`lost` is set, everything that waits fails with UnavailableError, and the fleet is done.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+
+import grpc
+
+from csps import __version__
+from csps.core.config import ServerConfig
+from csps.core.errors import UnavailableError
+from csps.core.plan import Lane, StepPlan, StepResult
+from csps.rpc import convert
+from csps.v1 import worker_pb2, worker_pb2_grpc
+
+logger = logging.getLogger(__name__)
+
+Commands = asyncio.Queue[worker_pb2.WorkerCommand | None]
+
+
+@dataclass(slots=True)
+class _Step:
+    """A step under way: results of the ranks that have reported."""
+
+    step_id: int
+    results: dict[int, StepResult]
+    done: asyncio.Future[None]
+
+
+class Fleet(worker_pb2_grpc.WorkerServicer):
+    """All ranks as one: `run` a plan on every rank, `release` sequences, shut down."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._commands: dict[int, Commands] = {}
+        self._blocks: dict[int, int] = {}
+        self._last_heard: dict[int, float] = {}
+        self._steps: dict[Lane, _Step] = {}
+        self._all_ready = asyncio.Event()
+        self._stopping = False
+        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    # --- used by the coordinator -----------------------------------------------------
+
+    async def wait_ready(self) -> int:
+        """KV blocks that every rank can hold (the smallest pool), once all have joined."""
+        waiting = asyncio.ensure_future(self._all_ready.wait())
+        try:
+            await asyncio.wait(
+                {waiting, self.lost},
+                timeout=self._config.start_timeout_s,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        finally:
+            waiting.cancel()
+        if self.lost.done():
+            raise UnavailableError(self.lost.result())
+        if not self._all_ready.is_set():
+            raise UnavailableError(
+                f"{len(self._blocks)} of {self._config.num_ranks} ranks were ready after "
+                f"{self._config.start_timeout_s:.0f} s (start timeout)"
+            )
+        return min(self._blocks.values())
+
+    async def run(self, plan: StepPlan) -> list[StepResult]:
+        """Run one step on all ranks; results in rank order, when every rank has finished."""
+        if self.lost.done():
+            raise UnavailableError(self.lost.result())
+        assert plan.lane not in self._steps, "a lane has one step under way at most"
+        step = _Step(plan.step_id, {}, asyncio.get_running_loop().create_future())
+        self._steps[plan.lane] = step
+        by_row: dict[int, worker_pb2.WorkerCommand] = {}
+        for rank, commands in self._commands.items():
+            row = rank // self._config.setup.tp
+            if row not in by_row:
+                by_row[row] = worker_pb2.WorkerCommand(plan=convert.plan_to_proto(plan, row))
+            commands.put_nowait(by_row[row])
+        try:
+            await asyncio.wait_for(step.done, self._config.step_timeout_s)
+        except TimeoutError:
+            missing = sorted(set(self._commands) - set(step.results))
+            self._lose(
+                f"rank {missing} did not finish {plan.lane} step {plan.step_id} within "
+                f"{self._config.step_timeout_s:.0f} s (step timeout)"
+            )
+            raise UnavailableError(self.lost.result()) from None
+        finally:
+            del self._steps[plan.lane]
+        return [step.results[rank] for rank in sorted(step.results)]
+
+    def release(self, seq_ids: Iterable[int]) -> None:
+        """Drop the ranks' state of sequences that have no step under way."""
+        command = worker_pb2.WorkerCommand(release=worker_pb2.Release(seq_ids=seq_ids))
+        for commands in self._commands.values():
+            commands.put_nowait(command)
+
+    async def watch_heartbeats(self) -> None:
+        """Runs for ever: loses a rank that has been silent for too long."""
+        limit = self._config.heartbeat_timeout_s
+        while True:
+            await asyncio.sleep(limit / 4)
+            now = time.monotonic()
+            for rank, heard in self._last_heard.items():
+                if now - heard > limit:
+                    self._lose(f"rank {rank} was silent for {now - heard:.0f} s")
+
+    async def shutdown(self) -> None:
+        """Ask every rank to exit after its steps, and end the streams."""
+        self._stopping = True
+        for commands in self._commands.values():
+            commands.put_nowait(worker_pb2.WorkerCommand(shutdown=worker_pb2.Shutdown()))
+            commands.put_nowait(None)
+
+    def report_lost(self, reason: str) -> None:
+        """Called by whoever learns first that a rank died (the process launcher)."""
+        self._lose(reason)
+
+    # --- the ranks' side --------------------------------------------------------------
+
+    async def Attach(
+        self,
+        request_iterator: AsyncIterator[worker_pb2.WorkerReport],
+        context: grpc.aio.ServicerContext[worker_pb2.WorkerReport, worker_pb2.WorkerCommand],
+    ) -> AsyncIterator[worker_pb2.WorkerCommand]:
+        """One rank's stream, for its life."""
+        first = await anext(request_iterator, None)
+        if first is None or first.WhichOneof("report") != "hello":
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first report must be hello")
+        hello = first.hello
+        problem = self._refuse(hello)
+        if problem:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, problem)
+        rank = hello.rank
+        commands: Commands = asyncio.Queue()
+        self._commands[rank] = commands
+        self._last_heard[rank] = time.monotonic()
+        logger.info("rank %d joined from %s (pid %d)", rank, hello.host, hello.pid)
+        reader = asyncio.create_task(self._read(rank, request_iterator, commands))
+        try:
+            yield worker_pb2.WorkerCommand(setup=convert.setup_to_proto(self._config.setup))
+            while (command := await commands.get()) is not None:
+                yield command
+            with contextlib.suppress(asyncio.CancelledError):
+                await reader  # the rank closes its side when its last step is done
+        finally:
+            reader.cancel()
+            if not self._stopping:
+                self._lose(f"rank {rank} left")
+
+    def _refuse(self, hello: worker_pb2.Hello) -> str | None:
+        if hello.version != __version__:
+            return f"worker version {hello.version} differs from the coordinator's {__version__}"
+        if hello.world_size != self._config.num_ranks:
+            return (
+                f"worker was launched with {hello.world_size} ranks, the coordinator expects "
+                f"{self._config.num_ranks} (--ranks)"
+            )
+        if hello.rank in self._commands:
+            return f"rank {hello.rank} has joined already"
+        if self.lost.done() or self._stopping:
+            return "the coordinator is stopping"
+        return None
+
+    async def _read(
+        self, rank: int, reports: AsyncIterator[worker_pb2.WorkerReport], commands: Commands
+    ) -> None:
+        try:
+            async for report in reports:
+                self._last_heard[rank] = time.monotonic()
+                self._on_report(rank, report)
+        except Exception:
+            logger.exception("reading reports of rank %d failed", rank)
+        commands.put_nowait(None)
+
+    def _on_report(self, rank: int, report: worker_pb2.WorkerReport) -> None:
+        kind = report.WhichOneof("report")
+        if kind == "result":
+            self._on_result(convert.result_from_proto(report.result, rank))
+        elif kind == "ready":
+            self._blocks[rank] = report.ready.num_blocks
+            if len(self._blocks) == self._config.num_ranks:
+                self._all_ready.set()
+        elif kind == "failure":
+            logger.error("rank %d failed:\n%s", rank, report.failure.traceback)
+            self._lose(f"rank {rank} failed: {report.failure.message}")
+
+    def _on_result(self, result: StepResult) -> None:
+        step = self._steps.get(result.lane)
+        if step is None or step.step_id != result.step_id:
+            self._lose(
+                f"rank {result.rank} reported {result.lane} step {result.step_id}, which is "
+                "not under way"
+            )
+            return
+        step.results[result.rank] = result
+        if len(step.results) == self._config.num_ranks and not step.done.done():
+            step.done.set_result(None)
+
+    def _lose(self, reason: str) -> None:
+        if self.lost.done() or self._stopping:
+            return
+        logger.error("lost: %s", reason)
+        self.lost.set_result(reason)
+        for step in self._steps.values():
+            if not step.done.done():
+                step.done.set_exception(UnavailableError(reason))

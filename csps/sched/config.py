@@ -1,0 +1,49 @@
+"""Limits a scheduler works within."""
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """Sizes of the KV cache and of the steps.
+
+    `pages_per_rank` pages of `block_size` tokens hold KV on each of `num_ranks` ranks.
+    `stage_tokens`: new tokens of one prefill step; a long prompt is cut into stages of it.
+    `long_tokens`: sequences of at least this many tokens are split over the ranks, shorter
+    ones stay whole on one. `max_running`: sequences that hold KV at a time, all of which the
+    decode lane can take. `max_waiting_tokens`: queued tokens above which `add` refuses.
+    `max_model_len`: prompt and output of one sequence, in tokens. `retry_after_s`: what a
+    refused client is told to wait, in seconds.
+    """
+
+    num_ranks: int
+    block_size: int
+    pages_per_rank: int
+    stage_tokens: int
+    long_tokens: int
+    max_running: int
+    max_waiting_tokens: int
+    max_model_len: int
+    retry_after_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            assert value > 0, f"{item.name} must be positive, got {value}"
+
+    @property
+    def total_pages(self) -> int:
+        return self.num_ranks * self.pages_per_rank
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens the KV cache of all ranks holds."""
+        return self.total_pages * self.block_size
+
+    @property
+    def watermark_pages(self) -> int:
+        """Pages that admission leaves free for running sequences to grow into: 1%.
+
+        Source: Sarathi-Serve's and vLLM's block manager (FACTS: "above a 1% watermark").
+        """
+        return -(-self.total_pages // 100)

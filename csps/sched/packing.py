@@ -1,0 +1,145 @@
+"""Fills one step of the prefill lane: which stages run, which waiting sequences start.
+
+A step carries long sequences' stages and whole short sequences, each kind up to
+`stage_tokens` new tokens. So a short prompt waits one step for a long one, not all of its
+stages, and a step's activations stay bounded.
+
+Who starts, in order of arrival:
+
+- A sequence for which the step has no tokens left waits for the next step, and so does
+  every later one of its kind. The other kind goes on.
+- A sequence for which there is no KV may be overtaken by later arrivals, but only by as
+  many tokens as it has itself (`Sequence.overtake_tokens`); then nothing starts before it.
+  What runs gives its pages back when it ends, so the wait is bounded, and no longer than
+  its own length excuses. A preempted sequence is not overtaken at all: it had been let in.
+"""
+
+from collections.abc import Iterable
+
+from csps.core.shards import Slice, num_blocks, tokens_by_rank
+from csps.sched.config import SchedulerConfig
+from csps.sched.ledger import Ledger
+from csps.sched.placement import (
+    Stages,
+    choose_whole_rank,
+    first_stage_tokens,
+    is_split,
+    split_stages,
+)
+from csps.sched.sequence import Sequence
+
+
+class TokenBudget:
+    """New tokens of one kind in a step. The first item always fits, or it never would."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._used = 0
+        self._closed = False
+
+    @property
+    def full(self) -> bool:
+        return self._closed or self._used >= self._limit
+
+    def fits(self, num_tokens: int) -> bool:
+        return not self._closed and (self._used == 0 or self._used + num_tokens <= self._limit)
+
+    def take(self, num_tokens: int) -> None:
+        self._used += num_tokens
+
+    def close(self) -> None:
+        """Nothing more of this kind: somebody is waiting who must not be overtaken."""
+        self._closed = True
+
+
+class StepPacker:
+    """One prefill step being filled. Reads the ledger, changes nothing but itself."""
+
+    def __init__(self, config: SchedulerConfig, ledger: Ledger) -> None:
+        self._config = config
+        self._ledger = ledger
+        self._loads = [0] * config.num_ranks  # tokens each rank computes in this step
+        self._split = TokenBudget(config.stage_tokens)
+        self._whole = TokenBudget(config.stage_tokens)
+
+    @property
+    def full(self) -> bool:
+        return self._split.full and self._whole.full
+
+    def continue_stage(self, slices: tuple[Slice, ...]) -> bool:
+        """Take the next stage of a sequence that has its KV; False if tokens ran out."""
+        num_tokens = _num_tokens(slices)
+        if not self._split.fits(num_tokens):
+            return False
+        self._take(self._split, slices)
+        return True
+
+    def has_tokens(self, num_tokens: int) -> bool:
+        """Whether a waiting sequence of `num_tokens` can start within this step's tokens.
+
+        If not, no later one of its kind can.
+        """
+        budget, first = self._whole, num_tokens
+        if is_split(num_tokens, self._config):
+            budget, first = self._split, first_stage_tokens(num_tokens, self._config)
+        if not budget.fits(first):
+            budget.close()
+            return False
+        return True
+
+    def find_place(self, num_tokens: int) -> Stages | None:
+        """Where a waiting sequence goes, None while KV for it is not free."""
+        ledger, config = self._ledger, self._config
+        blocks = num_blocks(num_tokens, config.block_size)
+        free = ledger.free_by_rank()
+        if ledger.num_sequences and sum(free) - blocks < config.watermark_pages:
+            return None
+        if not is_split(num_tokens, config):
+            rank = choose_whole_rank(blocks, free, self._loads)
+            return None if rank is None else ((Slice(rank, 0, num_tokens),),)
+        stages = split_stages(num_tokens, config)
+        return stages if ledger.can_place(all_slices(stages)) else None
+
+    def start(self, num_tokens: int, stages: Stages) -> None:
+        """Take the first stage of a sequence that `find_place` placed."""
+        split = is_split(num_tokens, self._config)
+        self._take(self._split if split else self._whole, stages[0])
+
+    def _take(self, budget: TokenBudget, slices: tuple[Slice, ...]) -> None:
+        budget.take(_num_tokens(slices))
+        for rank, num in enumerate(tokens_by_rank(slices, self._config.num_ranks)):
+            self._loads[rank] += num
+
+
+class OvertakeGuard:
+    """Sequences that wait for KV in this step, and what may still start before them.
+
+    At most `max_blocked` of them are looked past, which bounds the time a full cache and a
+    long queue cost.
+    """
+
+    def __init__(self, max_blocked: int) -> None:
+        self._max_blocked = max_blocked
+        self._blocked: list[Sequence] = []
+
+    def allows(self, seq: Sequence) -> bool:
+        if len(self._blocked) >= self._max_blocked:
+            return False
+        return all(seq.num_tokens <= blocked.overtake_tokens for blocked in self._blocked)
+
+    def block(self, seq: Sequence) -> None:
+        self._blocked.append(seq)
+
+    def charge(self, seq: Sequence) -> None:
+        """`seq` starts now, before every blocked one."""
+        for blocked in self._blocked:
+            blocked.overtake_tokens -= seq.num_tokens
+
+
+def all_slices(stages: Stages) -> tuple[Slice, ...]:
+    """Slices of all stages in position order."""
+    return tuple(piece for stage in stages for piece in stage)
+
+
+def _num_tokens(slices: Iterable[Slice]) -> int:
+    return sum(piece.num_tokens for piece in slices)

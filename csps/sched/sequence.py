@@ -1,0 +1,89 @@
+"""Counters of one request while it is scheduled."""
+
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import NamedTuple
+
+from csps.core.plan import SampledToken
+from csps.core.request import FinishReason, SamplingParams
+
+
+class SequenceStatus(StrEnum):
+    WAITING = "waiting"  # holds no KV
+    PREFILLING = "prefilling"  # holds the blocks of all its tokens, some not computed
+    RUNNING = "running"  # all tokens but the newest are computed
+    FINISHED = "finished"  # holds no KV, will not be planned again
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One request: its tokens and how far they are computed. Blocks are the ledger's.
+
+    The caller sets the first four fields; the scheduler owns the others. `max_new_tokens`
+    starts as sampling.max_tokens and is lowered to the context length by the scheduler.
+    `num_computed`: tokens whose KV is in the pages. `overtake_tokens`: prompt tokens of
+    later arrivals that may still start before this sequence while it waits for KV.
+    """
+
+    seq_id: int
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    eos_ids: frozenset[int] = frozenset()
+    output_ids: list[int] = field(default_factory=list)
+    max_new_tokens: int | None = None
+    arrival: int = -1
+    num_computed: int = 0
+    status: SequenceStatus = SequenceStatus.WAITING
+    in_flight: bool = False
+    aborted: bool = False
+    overtake_tokens: int = 0
+    stop_ids: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        assert self.prompt_ids, "a prompt has at least one token"
+        self.max_new_tokens = self.sampling.max_tokens
+        self.stop_ids = frozenset(self.sampling.stop_token_ids)
+        if not self.sampling.ignore_eos:
+            self.stop_ids |= self.eos_ids
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_ids) + len(self.output_ids)
+
+    def token_ids(self, start: int, stop: int) -> tuple[int, ...]:
+        """Prompt and output tokens at positions [start, stop)."""
+        offset = len(self.prompt_ids)
+        outputs = self.output_ids[max(start - offset, 0) : max(stop - offset, 0)]
+        return (*self.prompt_ids[start:stop], *outputs)
+
+    def sampling_from_here(self) -> SamplingParams:
+        """What a rank that starts (or restarts) this sequence is told.
+
+        min_tokens counts from the restart on: the ranks forgot the tokens before it.
+        """
+        if not self.output_ids:
+            return self.sampling
+        left = max(self.sampling.min_tokens - len(self.output_ids), 0)
+        return replace(self.sampling, min_tokens=left)
+
+    def append(self, token_id: int) -> FinishReason | None:
+        """Take a sampled token; why the sequence ends with it, or None.
+
+        A stop token ends it unless fewer than min_tokens tokens are out (the sampler masks
+        stop tokens until then).
+        """
+        self.output_ids.append(token_id)
+        num_output = len(self.output_ids)
+        if token_id in self.stop_ids and num_output >= self.sampling.min_tokens:
+            return FinishReason.STOP
+        if self.max_new_tokens is not None and num_output >= self.max_new_tokens:
+            return FinishReason.LENGTH
+        return None
+
+
+class TokenEvent(NamedTuple):
+    """A token to hand to the client; `finish` says why it is the last one, if it is."""
+
+    seq: Sequence
+    token: SampledToken
+    finish: FinishReason | None

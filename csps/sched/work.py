@@ -1,0 +1,34 @@
+"""Builds what a plan says about one sequence."""
+
+from csps.core.plan import Work
+from csps.core.shards import Extent, Slice
+from csps.sched.sequence import Sequence
+
+
+def prefill_work(
+    seq: Sequence, slices: tuple[Slice, ...], new_extents: tuple[Extent, ...] = ()
+) -> Work:
+    """Compute `slices`, which follow each other; draw a token if they reach the end."""
+    start, stop = slices[0].start, slices[-1].stop
+    return Work(
+        seq_id=seq.seq_id,
+        start=start,
+        token_ids=seq.token_ids(start, stop),
+        slices=slices,
+        new_extents=new_extents,
+        sample=stop == seq.num_tokens,
+        sampling=seq.sampling_from_here() if start == 0 else None,
+    )
+
+
+def decode_work(seq: Sequence, master: int, new_extents: tuple[Extent, ...] = ()) -> Work:
+    """Compute the newest token on rank `master`, which owns its block, and draw the next."""
+    at = seq.num_computed
+    return Work(
+        seq_id=seq.seq_id,
+        start=at,
+        token_ids=seq.token_ids(at, at + 1),
+        slices=(Slice(master, at, at + 1),),
+        new_extents=new_extents,
+        sample=True,
+    )

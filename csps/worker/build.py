@@ -1,0 +1,160 @@
+"""From a WorkerSetup to a Runner: device, process groups, weights, KV pool."""
+
+import logging
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+
+import psutil
+import torch
+import torch.distributed as dist
+
+from csps.attention.backends import torch_cpu, torch_cuda
+from csps.checkpoint.config import read_config
+from csps.checkpoint.locate import locate
+from csps.core.config import WorkerSetup
+from csps.core.errors import ConfigError
+from csps.core.model_config import ModelConfig
+from csps.core.plan import Lane
+from csps.engine.kv_pool import KVPool
+from csps.engine.runner import LaneEngine, Runner
+from csps.model.llama import Llama
+from csps.model.loader import load_model
+from csps.model.shard import tensor_parallel
+from csps.parallel.collectives import SequenceComm, TensorComm
+from csps.parallel.mesh import Mesh, build_mesh
+from csps.parallel.overlap import CommClock
+
+logger = logging.getLogger(__name__)
+
+# Share of the memory that is free once the weights are in, for all ranks of a machine.
+KV_SHARE_CPU = 0.35
+KV_SHARE_CUDA = 0.85
+# More than this many full-length sequences per rank would never be used.
+MAX_FULL_SEQUENCES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a worker runs: from torchrun's variables or from `csps serve`'s launcher."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    rendezvous: str  # init_method of torch.distributed: env://, file:///..., tcp://host:port
+
+
+def pick_device(local_rank: int) -> torch.device:
+    """The rank's own GPU where there are GPUs, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", local_rank % torch.cuda.device_count())
+    return torch.device("cpu")
+
+
+def num_cpu_threads(setup: WorkerSetup, place: Place) -> int:
+    cores = len(psutil.Process().cpu_affinity())
+    return setup.threads_per_rank or max(cores // place.local_world_size, 1)
+
+
+def connect_ranks(setup: WorkerSetup, place: Place, device: torch.device) -> Mesh:
+    """Collective: returns when every rank has joined."""
+    timeout = timedelta(seconds=setup.collective_timeout_s)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        init_method=place.rendezvous,
+        rank=place.rank,
+        world_size=place.world_size,
+        timeout=timeout,
+    )
+    return build_mesh(
+        rank=place.rank,
+        world_size=place.world_size,
+        tp=setup.tp,
+        device=device,
+        timeout_s=setup.collective_timeout_s,
+    )
+
+
+def build_runner(setup: WorkerSetup, place: Place, mesh: Mesh) -> tuple[Runner, int]:
+    """The rank's runner and the number of pages its pool holds."""
+    begun = time.perf_counter()
+    checkpoint = locate(setup.model)
+    config = read_config(checkpoint)
+    dtype = getattr(torch, setup.dtype.value)
+    max_model_len = setup.max_model_len or config.max_position
+    model = load_model(
+        checkpoint,
+        config,
+        dtype=dtype,
+        device=mesh.device,
+        max_position=max_model_len,
+        tp_rank=mesh.t,
+        tp_size=mesh.tp,
+    )
+    model.eval()
+    num_pages = _num_pages(setup, place, model.config, dtype, max_model_len, mesh)
+    pool = KVPool(
+        num_layers=model.config.num_layers,
+        num_pages=num_pages,
+        block_size=setup.block_size,
+        num_kv_heads=model.config.num_kv_heads,
+        head_dim=model.config.head_dim,
+        dtype=dtype,
+        device=mesh.device,
+    )
+    runner = Runner(
+        rank=mesh.s,
+        num_ranks=mesh.sp,
+        samples=mesh.t == 0,
+        pool=pool,
+        partial=torch_cuda.partial if mesh.device.type == "cuda" else torch_cpu.partial,
+        block_size=setup.block_size,
+        eos_ids=frozenset(config.eos_token_ids),
+        device=mesh.device,
+        lanes={lane: _lane_engine(model, mesh, lane) for lane in Lane},
+    )
+    logger.info(
+        "rank %d: %s in %s, KV for %d tokens, ready after %.1f s",
+        place.rank,
+        checkpoint.name,
+        setup.dtype.value,
+        num_pages * setup.block_size,
+        time.perf_counter() - begun,
+    )
+    return runner, num_pages
+
+
+def _lane_engine(model: Llama, mesh: Mesh, lane: Lane) -> LaneEngine:
+    clock = CommClock()
+    if mesh.tp > 1:
+        model = tensor_parallel(model, TensorComm(mesh, lane, clock).all_reduce)
+    return LaneEngine(model=model, comm=SequenceComm(mesh, lane, clock), clock=clock)
+
+
+def _num_pages(
+    setup: WorkerSetup,
+    place: Place,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    max_model_len: int,
+    mesh: Mesh,
+) -> int:
+    page_bytes = config.kv_bytes_per_token(dtype.itemsize) * setup.block_size
+    if setup.kv_memory_bytes:
+        pages = setup.kv_memory_bytes // page_bytes
+    else:
+        if mesh.device.type == "cuda":
+            free = torch.cuda.mem_get_info(mesh.device)[0] * KV_SHARE_CUDA
+        else:
+            free = psutil.virtual_memory().available * KV_SHARE_CPU / place.local_world_size
+        useful = MAX_FULL_SEQUENCES * -(-max_model_len // setup.block_size)
+        pages = min(int(free // page_bytes), useful)
+    if pages < 1:
+        raise ConfigError(
+            f"--kv-memory: one block of {setup.block_size} tokens takes {page_bytes} bytes on "
+            "each rank, which is more than there is room for"
+        )
+    return int(pages)

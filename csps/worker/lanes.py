@@ -1,0 +1,69 @@
+"""A lane is a thread that runs its plans in order, beside the other lane.
+
+On CPU the prefill lane's thread gives way to the decode lane's (niceness), which is what a
+high-priority stream does on a GPU: a running stream keeps its tokens coming while a long
+prompt keeps every core busy.
+"""
+
+import os
+import queue
+import threading
+from collections.abc import Callable
+
+import torch
+
+from csps.core.plan import Lane, StepPlan, StepResult
+from csps.engine.runner import Runner
+
+# The weight of a nice-10 thread is about a tenth of a nice-0 one's (Linux, sched(7)).
+PREFILL_NICENESS = 10
+
+
+class LaneThread:
+    """Runs one lane's plans. `report` is called in the lane's thread, `fail` at most once."""
+
+    def __init__(
+        self,
+        lane: Lane,
+        runner: Runner,
+        *,
+        num_threads: int,
+        report: Callable[[StepResult], None],
+        fail: Callable[[BaseException], None],
+    ) -> None:
+        self._lane = lane
+        self._runner = runner
+        self._num_threads = num_threads
+        self._report = report
+        self._fail = fail
+        self._plans: queue.SimpleQueue[StepPlan | None] = queue.SimpleQueue()
+        self._next_step = 0
+        self._thread = threading.Thread(target=self._main, name=f"{lane}-lane", daemon=True)
+        self._thread.start()
+
+    def put(self, plan: StepPlan) -> None:
+        self._plans.put(plan)
+
+    def close(self) -> None:
+        """Finish the plans that were put, then end the thread."""
+        self._plans.put(None)
+        self._thread.join()
+
+    def _main(self) -> None:
+        if self._lane is Lane.PREFILL and self._runner.device.type == "cpu":
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), PREFILL_NICENESS)
+        # Thread-local in OpenMP: each lane has its own team.
+        torch.set_num_threads(self._num_threads)
+        try:
+            while (plan := self._plans.get()) is not None:
+                self._check_order(plan)
+                self._report(self._runner.run(plan))
+        except BaseException as error:
+            self._fail(error)
+
+    def _check_order(self, plan: StepPlan) -> None:
+        if plan.step_id != self._next_step:
+            raise RuntimeError(
+                f"{plan.lane} step {plan.step_id} came where {self._next_step} was expected"
+            )
+        self._next_step += 1

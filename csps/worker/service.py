@@ -1,0 +1,147 @@
+"""A rank's side of the Attach stream: reports up, commands down, until told to stop."""
+
+import logging
+import os
+import queue
+import socket
+import threading
+import traceback
+from collections.abc import Iterator
+
+import grpc
+import torch.distributed as dist
+
+from csps import __version__
+from csps.core.errors import CspsError, UnavailableError
+from csps.core.plan import Lane, StepResult
+from csps.engine.runner import Runner
+from csps.rpc import convert
+from csps.rpc.options import COMMON_OPTIONS
+from csps.v1 import worker_pb2, worker_pb2_grpc
+from csps.worker.build import Place, build_runner, connect_ranks, num_cpu_threads, pick_device
+from csps.worker.lanes import LaneThread
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_S = 5.0
+Reports = queue.SimpleQueue[worker_pb2.WorkerReport | None]
+
+
+class Worker:
+    """One rank. `run` returns when the coordinator says so and raises when it is gone."""
+
+    def __init__(self, coordinator: str, place: Place) -> None:
+        self._coordinator = coordinator
+        self._place = place
+        self._reports: Reports = queue.SimpleQueue()
+        self._failure: BaseException | None = None
+        self._call: grpc.Call | None = None
+
+    def run(self) -> None:
+        """Join, load, run steps. Raises UnavailableError if the coordinator is lost."""
+        with grpc.insecure_channel(self._coordinator, options=COMMON_OPTIONS) as channel:
+            stub = worker_pb2_grpc.WorkerStub(channel)
+            self._reports.put(self._hello())
+            call = stub.Attach(iter(self._reports.get, None), wait_for_ready=True)
+            self._call = call
+            stop_heartbeat = threading.Event()
+            threading.Thread(
+                target=self._heartbeat, args=(stop_heartbeat,), name="heartbeat", daemon=True
+            ).start()
+            try:
+                self._serve(call)
+            except grpc.RpcError as error:
+                if self._failure is None:
+                    raise UnavailableError(_describe(error, self._coordinator)) from error
+            finally:
+                stop_heartbeat.set()
+                self._reports.put(None)
+        if self._failure is not None:
+            raise self._failure
+
+    def _serve(self, commands: Iterator[worker_pb2.WorkerCommand]) -> None:
+        setup = convert.setup_from_proto(next(commands).setup)
+        try:
+            mesh = connect_ranks(setup, self._place, pick_device(self._place.local_rank))
+            runner, num_pages = build_runner(setup, self._place, mesh)
+        except Exception as error:
+            self._fail(error)
+            self._drain(commands)
+            return
+        lanes = {
+            lane: LaneThread(
+                lane,
+                runner,
+                num_threads=num_cpu_threads(setup, self._place),
+                report=self._report,
+                fail=self._fail,
+            )
+            for lane in Lane
+        }
+        self._reports.put(worker_pb2.WorkerReport(ready=worker_pb2.Ready(num_blocks=num_pages)))
+        self._obey(commands, runner, lanes)
+        if self._failure is None:
+            for lane in lanes.values():
+                lane.close()
+            for engine in runner.lanes.values():
+                engine.comm.close()
+            dist.destroy_process_group()
+
+    def _obey(
+        self,
+        commands: Iterator[worker_pb2.WorkerCommand],
+        runner: Runner,
+        lanes: dict[Lane, LaneThread],
+    ) -> None:
+        for command in commands:
+            kind = command.WhichOneof("command")
+            if kind == "plan":
+                plan = convert.plan_from_proto(command.plan)
+                lanes[plan.lane].put(plan)
+            elif kind == "release":
+                runner.release(list(command.release.seq_ids))
+            elif kind == "shutdown":
+                return
+        raise UnavailableError(f"the coordinator at {self._coordinator} closed the stream")
+
+    def _drain(self, commands: Iterator[worker_pb2.WorkerCommand]) -> None:
+        """Let the failure report be sent: the coordinator answers it by closing the stream."""
+        for _ in commands:
+            pass
+
+    def _hello(self) -> worker_pb2.WorkerReport:
+        return worker_pb2.WorkerReport(
+            hello=worker_pb2.Hello(
+                rank=self._place.rank,
+                world_size=self._place.world_size,
+                version=__version__,
+                host=socket.gethostname(),
+                pid=os.getpid(),
+            )
+        )
+
+    def _report(self, result: StepResult) -> None:
+        self._reports.put(worker_pb2.WorkerReport(result=convert.result_to_proto(result)))
+
+    def _fail(self, error: BaseException) -> None:
+        """Called in any thread: tell the coordinator, which then ends the stream."""
+        self._failure = error
+        name = "" if isinstance(error, CspsError) else f"{type(error).__name__}: "
+        self._reports.put(
+            worker_pb2.WorkerReport(
+                failure=worker_pb2.Failure(
+                    message=f"{name}{error}",
+                    traceback="".join(traceback.format_exception(error)),
+                )
+            )
+        )
+
+    def _heartbeat(self, stop: threading.Event) -> None:
+        while not stop.wait(HEARTBEAT_S):
+            self._reports.put(worker_pb2.WorkerReport(heartbeat=worker_pb2.Heartbeat()))
+
+
+def _describe(error: grpc.RpcError, coordinator: str) -> str:
+    code = error.code() if isinstance(error, grpc.Call) else "unknown"
+    details = error.details() if isinstance(error, grpc.Call) else str(error)
+    return f"coordinator {coordinator}: {code}: {details}"

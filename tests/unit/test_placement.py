@@ -1,0 +1,72 @@
+"""sched/placement.py and sched/sequence.py: the choices and counters by themselves."""
+
+import pytest
+
+from csps.core.request import FinishReason, SamplingParams
+from csps.sched.placement import choose_growth_rank, choose_whole_rank
+from csps.sched.sequence import Sequence
+
+
+@pytest.mark.parametrize(
+    ("blocks", "free", "masters", "stay_whole", "want"),
+    [
+        ((3, 0), (1, 9), (9, 0), True, 0),
+        ((3, 0), (0, 9), (0, 0), True, 1),
+        ((3, 0), (1, 9), (0, 0), False, 1),
+        ((3, 2), (1, 9), (0, 0), True, 1),
+        ((3, 3), (1, 9), (0, 1), False, 0),
+        ((3, 3), (1, 9), (1, 1), False, 1),
+        ((3, 4), (0, 1), (0, 9), False, 1),
+        ((3, 4), (0, 0), (0, 0), False, None),
+    ],
+    ids=["stay", "no page", "long", "spread", "masters", "most free", "any", "none"],
+)
+def test_growth_rank(
+    blocks: tuple[int, ...],
+    free: tuple[int, ...],
+    masters: tuple[int, ...],
+    stay_whole: bool,
+    want: int | None,
+) -> None:
+    assert choose_growth_rank(blocks, free, masters, stay_whole=stay_whole) == want
+
+
+def test_whole_rank_is_the_least_loaded_then_the_freest_that_fits() -> None:
+    assert choose_whole_rank(2, (9, 5, 1), (4, 0, 0)) == 1
+    assert choose_whole_rank(1, (3, 5, 4), (0, 0, 0)) == 1
+    assert choose_whole_rank(10, (9, 5, 1), (0, 0, 0)) is None
+
+
+def sequence(**sampling: int | bool | tuple[int, ...]) -> Sequence:
+    return Sequence(0, (4, 5, 6), SamplingParams(**sampling), eos_ids=frozenset({999}))
+
+
+def test_stop_tokens_and_min_tokens() -> None:
+    seq = sequence(max_tokens=5, min_tokens=2, stop_token_ids=(50,))
+    assert seq.append(50) is None
+    assert seq.append(1) is None
+    assert seq.append(50) is FinishReason.STOP
+    assert sequence().append(999) is FinishReason.STOP
+    assert sequence(ignore_eos=True).append(999) is None
+    assert sequence(max_tokens=1).append(999) is FinishReason.STOP
+    assert sequence(max_tokens=1).append(1) is FinishReason.LENGTH
+
+
+def test_tokens_across_prompt_and_output() -> None:
+    seq = sequence()
+    for token_id in (7, 8):
+        seq.append(token_id)
+    assert seq.num_tokens == 5
+    assert seq.token_ids(0, 5) == (4, 5, 6, 7, 8)
+    assert seq.token_ids(2, 4) == (6, 7)
+    assert seq.token_ids(4, 5) == (8,)
+
+
+def test_restart_owes_only_the_rest_of_min_tokens() -> None:
+    seq = sequence(min_tokens=2, temperature=0.5)
+    assert seq.sampling_from_here() is seq.sampling
+    seq.append(7)
+    assert seq.sampling_from_here() == SamplingParams(min_tokens=1, temperature=0.5)
+    seq.append(7)
+    seq.append(7)
+    assert seq.sampling_from_here().min_tokens == 0
