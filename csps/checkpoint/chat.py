@@ -58,6 +58,11 @@ class ChatTemplate:
         except jinja2.TemplateSyntaxError as error:
             raise CheckpointError(f"chat template: line {error.lineno}: {error.message}") from error
 
+    @property
+    def is_available(self) -> bool:
+        """Whether the checkpoint has a template."""
+        return self._template is not None
+
     def render(self, messages: Sequence[ChatMessage], add_generation_prompt: bool = True) -> str:
         """The prompt's text, special tokens spelled out: encode it without adding any.
 

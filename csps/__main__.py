@@ -1,0 +1,5 @@
+"""python -m csps"""
+
+from csps.cli import main
+
+main()

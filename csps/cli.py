@@ -1,0 +1,256 @@
+"""The composition root: flags -> Config -> one role. The only place that reads the environment."""
+
+import asyncio
+import faulthandler
+import importlib
+import json
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from csps import __version__
+from csps.checkpoint.locate import DEFAULT_MODEL
+from csps.coordinator.frontend import ServedModel
+from csps.coordinator.server import Server
+from csps.core.config import DType, ServerConfig, WorkerSetup
+from csps.core.errors import ConfigError, CspsError
+from csps.units import parse_bytes
+
+app = typer.Typer(
+    name="csps",
+    help="Serve language models whose prompts are long documents, split over many ranks.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+console = Console(stderr=True)
+
+SERVE = "Server"
+SHAPE = "Model and ranks"
+SCHEDULE = "Scheduling"
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Hugging Face directory, GGUF file, or the default model's name.",
+            rich_help_panel=SHAPE,
+        ),
+    ] = DEFAULT_MODEL,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Ranks to start on this machine.", rich_help_panel=SHAPE)
+    ] = 1,
+    ranks: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Ranks in all, when they are joined from outside by torchrun (with --workers 0).",
+            rich_help_panel=SHAPE,
+        ),
+    ] = 0,
+    tp: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Ranks each weight is split over; the rest of the ranks split the tokens.",
+            rich_help_panel=SHAPE,
+        ),
+    ] = 1,
+    dtype: Annotated[
+        DType, typer.Option(help="Type of weights, activations and KV.", rich_help_panel=SHAPE)
+    ] = DType.BFLOAT16,
+    threads_per_rank: Annotated[
+        int,
+        typer.Option(
+            min=0, help="CPU threads of a rank; 0: cores / ranks.", rich_help_panel=SHAPE
+        ),
+    ] = 0,
+    max_model_len: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Prompt and output together; 0: the model's own.", rich_help_panel=SHAPE
+        ),
+    ] = 0,
+    kv_memory: Annotated[
+        str,
+        typer.Option(
+            help="KV memory of each rank, such as 2GiB; auto: a share of what is free.",
+            rich_help_panel=SHAPE,
+        ),
+    ] = "auto",
+    block_size: Annotated[
+        int, typer.Option(min=1, help="Tokens of a KV block.", rich_help_panel=SHAPE)
+    ] = 64,
+    long_tokens: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Prompts at least this long are split over all ranks.",
+            rich_help_panel=SCHEDULE,
+        ),
+    ] = 512,
+    stage_tokens: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="New tokens of one prefill step: a short prompt waits for one step at most.",
+            rich_help_panel=SCHEDULE,
+        ),
+    ] = 4096,
+    max_running: Annotated[
+        int,
+        typer.Option(min=1, help="Requests that hold KV at a time.", rich_help_panel=SCHEDULE),
+    ] = 64,
+    max_waiting_tokens: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Queued prompt tokens above which requests are refused.",
+            rich_help_panel=SCHEDULE,
+        ),
+    ] = 1_000_000,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on.", rich_help_panel=SERVE)
+    ] = "127.0.0.1",
+    port: Annotated[
+        int,
+        typer.Option(
+            min=0, max=65535, help="gRPC port; 0 picks a free one.", rich_help_panel=SERVE
+        ),
+    ] = 50051,
+    control: Annotated[
+        str,
+        typer.Option(
+            help="HOST:PORT where ranks join; keep it inside the cluster.", rich_help_panel=SERVE
+        ),
+    ] = "127.0.0.1:0",
+    collective_timeout: Annotated[
+        float,
+        typer.Option(
+            min=1, help="Seconds after which a stuck collective fails.", rich_help_panel=SERVE
+        ),
+    ] = 300.0,
+    ready_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Written once the server is ready, as JSON with its port: for scripts.",
+            rich_help_panel=SERVE,
+        ),
+    ] = None,
+    log_level: Annotated[str, typer.Option(help="DEBUG, INFO, ...", rich_help_panel=SERVE)] = "INFO",
+) -> None:
+    """Serve a model over gRPC.
+
+    On one machine: csps serve --workers 2. On a cluster: csps serve --workers 0 --ranks 8
+    --control 0.0.0.0:9200 here, and on every machine
+    torchrun ... -m csps worker --coordinator HERE:9200.
+    """
+    _start_logging(log_level)
+    if bool(workers) == bool(ranks):
+        raise ConfigError("--workers, --ranks: give one of them (ranks started here, or joined)")
+    num_ranks = workers or ranks
+    if num_ranks % tp:
+        raise ConfigError(f"--tp: {tp} does not divide the number of ranks, {num_ranks}")
+    control_host, _, control_port = control.rpartition(":")
+    if not control_host or not control_port.isdigit():
+        raise ConfigError(f"--control: expected HOST:PORT, got {control!r}")
+    config = ServerConfig(
+        setup=WorkerSetup(
+            model=model,
+            dtype=dtype,
+            block_size=block_size,
+            kv_memory_bytes=0 if kv_memory == "auto" else parse_bytes("--kv-memory", kv_memory),
+            max_model_len=max_model_len,
+            tp=tp,
+            threads_per_rank=threads_per_rank,
+            collective_timeout_s=collective_timeout,
+        ),
+        num_ranks=num_ranks,
+        long_tokens=long_tokens,
+        stage_tokens=stage_tokens,
+        max_running=max_running,
+        max_waiting_tokens=max_waiting_tokens,
+        host=host,
+        port=port,
+        control_host=control_host,
+        control_port=int(control_port),
+    )
+    asyncio.run(_serve(config, start_workers=workers > 0, ready_file=ready_file))
+
+
+async def _serve(config: ServerConfig, *, start_workers: bool, ready_file: Path | None) -> None:
+    server = Server(config, start_workers=start_workers)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, server.stop)
+
+    def on_ready(server: Server, model: ServedModel, num_blocks: int) -> None:
+        address = f"{config.host}:{server.port}"
+        console.print(
+            f"[bold green]ready[/]: {model.name} on [bold]{address}[/], "
+            f"{config.num_ranks} ranks, context {model.max_model_len} tokens, KV for "
+            f"{num_blocks * config.setup.block_size * config.sp} tokens"
+        )
+        if ready_file is not None:
+            ready = {"target": address, "port": server.port, "model": model.name}
+            ready_file.write_text(json.dumps(ready))
+
+    await server.serve(on_ready)
+
+
+@app.command()
+def worker(
+    coordinator: Annotated[str, typer.Option(help="HOST:PORT given to serve --control.")],
+    rank: Annotated[int, typer.Option(min=0, envvar="RANK")] = 0,
+    world_size: Annotated[int, typer.Option(min=1, envvar="WORLD_SIZE")] = 1,
+    local_rank: Annotated[int, typer.Option(min=0, envvar="LOCAL_RANK")] = 0,
+    local_world_size: Annotated[int, typer.Option(min=1, envvar="LOCAL_WORLD_SIZE")] = 1,
+    rendezvous: Annotated[
+        str, typer.Option(help="Where ranks meet; env:// is torchrun's.")
+    ] = "env://",
+    log_level: Annotated[str, typer.Option(help="DEBUG, INFO, ...")] = "INFO",
+) -> None:
+    """Run one rank: torchrun --nproc-per-node 8 ... -m csps worker --coordinator HOST:PORT."""
+    _start_logging(log_level)
+    faulthandler.enable()
+    # torch takes seconds to import, and of all roles this one alone needs it.
+    build = importlib.import_module("csps.worker.build")
+    service = importlib.import_module("csps.worker.service")
+    place = build.Place(
+        rank=rank,
+        world_size=world_size,
+        local_rank=local_rank,
+        local_world_size=local_world_size,
+        rendezvous=rendezvous,
+    )
+    service.Worker(coordinator, place).run()
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def _start_logging(level: str) -> None:
+    logging.basicConfig(
+        level=level.upper(),
+        format="%(message)s",
+        datefmt="[%X]",
+        handlers=[RichHandler(console=console, show_path=False)],
+    )
+
+
+def main() -> None:
+    """Entry point: errors meant for the user are one line and status 1, not a traceback."""
+    try:
+        app()
+    except CspsError as error:
+        console.print(f"[bold red]error[/]: {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)

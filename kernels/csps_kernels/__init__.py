@@ -1,0 +1,1 @@
+"""Triton kernels, each with a torch twin and a parity test; imports no csps."""
