@@ -140,12 +140,8 @@ def _window(values: Values, architecture: str) -> int | None:
     return values.positive("sliding_window")
 
 
-def _rope(values: Values) -> tuple[RopeConfig, int]:
-    """(rotary embedding, context length in tokens).
-
-    YaRN with its original context given serves factor times that, even where
-    max_position_embeddings was left at the original (as Qwen2.5 tells its users to).
-    """
+def _rope_section(values: Values) -> tuple[Values, RopeScaling]:
+    """(the mapping that says how positions are rotated, its kind)."""
     # transformers: an old `rope_scaling`, where there is one, wins over `rope_parameters`.
     rope = values.section("rope_scaling" if values.get("rope_scaling") else "rope_parameters")
     if rope.nested():
@@ -159,7 +155,16 @@ def _rope(values: Values) -> tuple[RopeConfig, int]:
     for source in (values, rope):
         if source.number("partial_rotary_factor", 1.0) != 1.0:
             raise source.unsupported("partial_rotary_factor", "1.0")
-    scaling = _ROPE_KINDS[kind]
+    return rope, _ROPE_KINDS[kind]
+
+
+def _rope(values: Values) -> tuple[RopeConfig, int]:
+    """(rotary embedding, context length in tokens).
+
+    YaRN with its original context given serves factor times that, even where
+    max_position_embeddings was left at the original (as Qwen2.5 tells its users to).
+    """
+    rope, scaling = _rope_section(values)
     context = values.positive("max_position_embeddings")
     theta = rope.number("rope_theta", values.number("rope_theta", 10_000.0))
     if scaling is RopeScaling.NONE:

@@ -22,8 +22,8 @@ class Attend(Protocol):
         """Output [T, H, D] of the new tokens' queries.
 
         q [T, H, D] and k [T, K, D] are rotated; query heads hG .. hG + G - 1 use KV head h.
-        All are of the model's dtype; q and k are contiguous, v is a strided view that lives
-        until the call returns.
+        All are of the model's dtype; q and k are contiguous, v is a strided view of the
+        projections' output.
         """
         ...
 

@@ -108,4 +108,4 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     x32 = x.float()
     swapped = x32.roll(x.shape[-1] // 2, -1)
-    return torch.addcmul(x32 * cos, swapped, sin)
+    return (x32 * cos).addcmul_(swapped, sin)

@@ -44,6 +44,6 @@ class SchedulerConfig:
     def watermark_pages(self) -> int:
         """Pages that admission leaves free for running sequences to grow into: 1%.
 
-        Source: Sarathi-Serve's and vLLM's block manager (FACTS: "above a 1% watermark").
+        Source: Sarathi-Serve (OSDI'24), the watermark of its block manager.
         """
         return -(-self.total_pages // 100)

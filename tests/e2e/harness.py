@@ -1,0 +1,1 @@
+"""Starts the real server for tests, in float32, and talks to it."""
