@@ -66,11 +66,11 @@ class RingPrefill:
     def _attend_shards(
         self, owner: int, held: Tensor, q_THD: Tensor, acc_THD: Tensor, lse_TH: Tensor
     ) -> None:
-        """Attend to `owner`'s shards of all spanning sequences, [2, sum of L, K, D]."""
+        """Attend to `owner`'s shards of all spanning sequences (see `_buffer`)."""
         start = 0
         for seq in self._spanning:
             stop = start + seq.shard_tokens[owner]
-            k_LKD, v_LKD = held[0, start:stop], held[1, start:stop]
+            k_LKD, v_LKD = held[:, :, start:stop].transpose(1, 2)
             self._attend(seq, owner, q_THD, k_LKD, v_LKD, acc_THD, lse_TH)
             start = stop
 
@@ -118,14 +118,16 @@ class RingPrefill:
         for seq in self._spanning:
             for run in seq.runs:
                 stop = start + run.num_tokens
-                held[0, start:stop], held[1, start:stop] = self._store.view(layer, run)
+                k_LKD, v_LKD = self._store.view(layer, run)
+                held[0, :, start:stop] = k_LKD.transpose(0, 1)
+                held[1, :, start:stop] = v_LKD.transpose(0, 1)
                 start = stop
         return held
 
     def _buffer(self, owner: int, like: Tensor, num_kv_heads: int) -> Tensor:
-        """[2, L, K, D] for the spanning shards of `owner`."""
+        """[2 (K and V), K, sum of L, D] for the spanning shards of `owner`, head-major."""
         num_tokens = sum(seq.shard_tokens[owner] for seq in self._spanning)
-        return like.new_empty(2, num_tokens, num_kv_heads, like.shape[2])
+        return like.new_empty(2, num_kv_heads, num_tokens, like.shape[2])
 
 
 def _rows(runs: list[QueryRun]) -> slice:

@@ -24,7 +24,8 @@ class SequenceComm:
         self._group = mesh.lanes[lane].sequence
         self._clock = clock
         # A lane's own thread: made lazily by the executor, so it inherits that lane's priority.
-        self._thread = CommThread(f"{lane}-comm") if mesh.device.type == "cpu" else None
+        self._on_cpu = mesh.device.type == "cpu"
+        self._thread = CommThread(f"{lane}-comm") if self._on_cpu else None
 
     def ring_shift(self, kind: str, outgoing: Tensor, incoming: Tensor) -> Handle:
         """Send `outgoing` to the next rank and fill `incoming` from the one before.
@@ -53,25 +54,41 @@ class SequenceComm:
         incoming: Mapping[int, Tensor],
         thread: CommThread | None,
     ) -> Handle:
-        ops = [
-            dist.P2POp(op, tensor.view(-1).view(torch.uint8), group=self._group, group_peer=peer)
-            for op, tensors in ((dist.irecv, incoming), (dist.isend, outgoing))
-            for peer, tensor in tensors.items()
-            if tensor.numel()
-        ]
-        for tensor in outgoing.values():
-            self._clock.bytes_sent[kind] += tensor.numel() * tensor.element_size()
+        sends = {peer: _as_bytes(tensor) for peer, tensor in outgoing.items() if tensor.numel()}
+        receives = {peer: _as_bytes(tensor) for peer, tensor in incoming.items() if tensor.numel()}
+        for message in sends.values():
+            self._clock.bytes_sent[kind] += message.numel()
 
         def post() -> list[dist.Work]:
-            return dist.batch_isend_irecv(ops) if ops else []
+            return self._start(sends, receives)
 
         if thread is not None:
             return thread.submit(post, self._clock)
         return InlineHandle(post(), self._clock)
 
+    def _start(self, sends: dict[int, Tensor], receives: dict[int, Tensor]) -> list[dist.Work]:
+        group = self._group
+        if self._on_cpu:
+            # The group's own calls: torch.distributed's checks around them cost twice the
+            # latency of the message, and decode sends two messages per layer.
+            return [
+                *(group.recv([message], peer, 0) for peer, message in receives.items()),
+                *(group.send([message], peer, 0) for peer, message in sends.items()),
+            ]
+        ops = [
+            *(dist.P2POp(dist.irecv, m, group=group, group_peer=p) for p, m in receives.items()),
+            *(dist.P2POp(dist.isend, m, group=group, group_peer=p) for p, m in sends.items()),
+        ]
+        # Fused: NCCL would run them one after the other, and two ranks that both send first wait.
+        return dist.batch_isend_irecv(ops) if ops else []
+
     def close(self) -> None:
         if self._thread is not None:
             self._thread.close()
+
+
+def _as_bytes(tensor: Tensor) -> Tensor:
+    return tensor.view(-1).view(torch.uint8)
 
 
 class TensorComm:

@@ -9,7 +9,8 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from csps.attention.backends import torch_cpu, torch_cuda
+from csps.attention.backends import Partial, torch_cuda
+from csps.attention.backends.torch_cpu import TorchCpu
 from csps.checkpoint.config import read_config
 from csps.checkpoint.locate import locate
 from csps.core.config import WorkerSetup
@@ -18,6 +19,7 @@ from csps.core.model_config import ModelConfig
 from csps.core.plan import Lane
 from csps.engine.kv_pool import KVPool
 from csps.engine.runner import LaneEngine, Runner
+from csps.model.layers import upcasts
 from csps.model.llama import Llama
 from csps.model.loader import load_model
 from csps.model.shard import tensor_parallel
@@ -110,7 +112,7 @@ def build_runner(setup: WorkerSetup, place: Place, mesh: Mesh) -> tuple[Runner, 
         num_ranks=mesh.sp,
         samples=mesh.t == 0,
         pool=pool,
-        partial=torch_cuda.partial if mesh.device.type == "cuda" else torch_cpu.partial,
+        partial=_partial(dtype, mesh.device),
         block_size=setup.block_size,
         eos_ids=frozenset(config.eos_token_ids),
         device=mesh.device,
@@ -125,6 +127,12 @@ def build_runner(setup: WorkerSetup, place: Place, mesh: Mesh) -> tuple[Runner, 
         time.perf_counter() - begun,
     )
     return runner, num_pages
+
+
+def _partial(dtype: torch.dtype, device: torch.device) -> Partial:
+    if device.type == "cuda":
+        return torch_cuda.partial
+    return TorchCpu(upcast=upcasts(dtype, device))
 
 
 def _lane_engine(model: Llama, mesh: Mesh, lane: Lane) -> LaneEngine:

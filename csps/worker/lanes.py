@@ -51,7 +51,7 @@ class LaneThread:
 
     def _main(self) -> None:
         if self._lane is Lane.PREFILL and self._runner.device.type == "cpu":
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), PREFILL_NICENESS)
+            _give_way(threading.get_native_id())
         # Thread-local in OpenMP: each lane has its own team.
         torch.set_num_threads(self._num_threads)
         try:
@@ -67,3 +67,9 @@ class LaneThread:
                 f"{plan.lane} step {plan.step_id} came where {self._next_step} was expected"
             )
         self._next_step += 1
+
+
+def _give_way(thread_id: int) -> None:
+    """Lower one thread's priority, from whatever the process was started with."""
+    niceness = os.getpriority(os.PRIO_PROCESS, thread_id) + PREFILL_NICENESS
+    os.setpriority(os.PRIO_PROCESS, thread_id, min(niceness, 19))

@@ -1,23 +1,42 @@
-"""torch's fused CPU attention, which also returns the log-sum-exp."""
+"""torch's fused CPU attention, which also returns the log-sum-exp.
+
+Suffixes: T rows, L keys, H query heads, K KV heads, D head dim.
+"""
 
 import torch
 from torch import Tensor
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
+# From this many rows on, converting K and V once is cheaper than in every block of rows.
+MIN_UPCAST_ROWS = 64
 
-def partial(
-    q_THD: Tensor, k_LHD: Tensor, v_LHD: Tensor, *, causal: bool
-) -> tuple[Tensor, Tensor]:
-    """See `Partial`."""
-    num_rows, num_heads, head_dim = q_THD.shape
-    num_kv_heads = k_LHD.shape[1]
-    k = k_LHD.transpose(0, 1).unsqueeze(0)
-    v = v_LHD.transpose(0, 1).unsqueeze(0)
-    if causal or num_rows > 1:
-        o, lse = _flash(q_THD.transpose(0, 1).unsqueeze(0), k, v, 0.0, causal)
-        return o[0].transpose(0, 1), lse[0].transpose(0, 1)
-    # One row: the heads of a group become rows, so K and V are read once per KV head.
-    q = q_THD.reshape(1, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    o, lse = _flash(q, k, v, 0.0, False)
-    return o.reshape(1, num_heads, head_dim), lse.reshape(1, num_heads)
+
+class TorchCpu:
+    """See `Partial`. `upcast`: the CPU has no bf16 arithmetic of its own, so fp32 is faster."""
+
+    def __init__(self, *, upcast: bool) -> None:
+        self._upcast = upcast
+
+    def __call__(
+        self, q_THD: Tensor, k_LKD: Tensor, v_LKD: Tensor, *, causal: bool
+    ) -> tuple[Tensor, Tensor]:
+        """(o [T, H, D] in q's dtype, or fp32 where it was upcast, lse [T, H] fp32)."""
+        num_rows = q_THD.shape[0]
+        if self._upcast and num_rows >= MIN_UPCAST_ROWS:
+            q_THD, k_LKD, v_LKD = q_THD.float(), k_LKD.float(), v_LKD.float()
+        if num_rows == 1:
+            return _one_row(q_THD, k_LKD, v_LKD)
+        q_1HTD, k_1KLD, v_1KLD = (x.transpose(0, 1).unsqueeze(0) for x in (q_THD, k_LKD, v_LKD))
+        o_1HTD, lse_1HT = _flash(q_1HTD, k_1KLD, v_1KLD, 0.0, causal)
+        return o_1HTD[0].transpose(0, 1), lse_1HT[0].transpose(0, 1)
+
+
+def _one_row(q_1HD: Tensor, k_LKD: Tensor, v_LKD: Tensor) -> tuple[Tensor, Tensor]:
+    """The heads of a group become rows, so that K and V are read once per KV head."""
+    num_heads, head_dim = q_1HD.shape[1:]
+    num_kv_heads = k_LKD.shape[1]
+    q_1KGD = q_1HD.reshape(1, num_kv_heads, num_heads // num_kv_heads, head_dim)
+    k_1KLD, v_1KLD = (x.transpose(0, 1).unsqueeze(0) for x in (k_LKD, v_LKD))
+    o_1KGD, lse_1KG = _flash(q_1KGD, k_1KLD, v_1KLD, 0.0, False)
+    return o_1KGD.reshape(1, num_heads, head_dim), lse_1KG.reshape(1, num_heads)

