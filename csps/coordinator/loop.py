@@ -7,6 +7,7 @@ is touched by the event loop's thread alone.
 import asyncio
 import logging
 import time
+from typing import Any
 
 from csps.coordinator.counters import LaneCounters
 from csps.coordinator.live import Ended, LiveRequest, Prefilled
@@ -70,8 +71,9 @@ class EngineLoop:
         """Run both lanes until cancelled, or until a rank is lost (UnavailableError)."""
         lanes = [asyncio.create_task(self._run_lane(lane), name=lane) for lane in Lane]
         lost = asyncio.ensure_future(asyncio.shield(self._fleet.lost))
+        ends: set[asyncio.Future[Any]] = {*lanes, lost}
         try:
-            done, _ = await asyncio.wait({*lanes, lost}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if lost in done:
                 raise UnavailableError(lost.result())
             for task in done:

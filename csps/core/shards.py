@@ -43,7 +43,7 @@ def zigzag(start: int, stop: int, num_ranks: int, block_size: int) -> tuple[Slic
     """Cut [start, stop) into 2P runs of whole blocks; rank r gets runs r and 2P-1-r.
 
     Under a causal mask this gives every rank the same work and leaves local windows
-    local (FACTS: "Zigzag slices"; Llama-3 context parallelism, arXiv 2407.21783, 3.3.2).
+    local (the context parallelism of Llama 3, arXiv 2407.21783, section 3.3.2).
     `start` must be a multiple of `block_size`; runs that would be empty are left out.
     Returned in position order; run lengths differ by at most one block.
     """

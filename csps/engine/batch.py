@@ -75,7 +75,9 @@ def prefill_batch(
         table = tables[work.seq_id]
         queries = []
         for piece in own_slices(work, rank):
-            queries.append(QueryRun(row, piece.num_tokens, table.shard_tokens(piece.start, num_ranks)))
+            queries.append(
+                QueryRun(row, piece.num_tokens, table.shard_tokens(piece.start, num_ranks))
+            )
             slots += table.slots(piece.start, piece.stop)
             row += piece.num_tokens
         sequences.append(

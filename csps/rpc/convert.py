@@ -15,9 +15,7 @@ _OPTIONAL_SAMPLING = (
 
 def sampling_to_proto(params: SamplingParams) -> generation_pb2.SamplingParams:
     """Every set field; None stays unset."""
-    message = generation_pb2.SamplingParams(
-        stop=params.stop, stop_token_ids=params.stop_token_ids
-    )
+    message = generation_pb2.SamplingParams(stop=params.stop, stop_token_ids=params.stop_token_ids)
     for name in _OPTIONAL_SAMPLING:
         value = getattr(params, name)
         if value is not None:
@@ -75,9 +73,7 @@ def _work_to_proto(work: Work, rank: int) -> worker_pb2.Work:
         if piece.rank == rank:
             tokens = work.token_ids[piece.start - work.start : piece.stop - work.start]
         slices.append(
-            worker_pb2.Slice(
-                rank=piece.rank, start=piece.start, stop=piece.stop, token_ids=tokens
-            )
+            worker_pb2.Slice(rank=piece.rank, start=piece.start, stop=piece.stop, token_ids=tokens)
         )
     return worker_pb2.Work(
         seq_id=work.seq_id,
@@ -110,9 +106,7 @@ def _work_from_proto(message: worker_pb2.Work) -> Work:
         start=message.start,
         token_ids=tuple(token_ids),
         slices=tuple(Slice(p.rank, p.start, p.stop) for p in message.slices),
-        new_extents=tuple(
-            Extent(e.rank, e.first_page, e.num_pages) for e in message.new_extents
-        ),
+        new_extents=tuple(Extent(e.rank, e.first_page, e.num_pages) for e in message.new_extents),
         sample=message.sample,
         sampling=sampling_from_proto(message.sampling) if message.HasField("sampling") else None,
     )

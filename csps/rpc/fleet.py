@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 
@@ -54,8 +55,9 @@ class Fleet(worker_pb2_grpc.WorkerServicer):
         """KV blocks that every rank can hold (the smallest pool), once all have joined."""
         waiting = asyncio.ensure_future(self._all_ready.wait())
         try:
+            events: set[asyncio.Future[Any]] = {waiting, self.lost}
             await asyncio.wait(
-                {waiting, self.lost},
+                events,
                 timeout=self._config.start_timeout_s,
                 return_when=asyncio.FIRST_COMPLETED,
             )

@@ -38,10 +38,10 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     async def intercept_service(
         self,
         continuation: Callable[
-            [grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any, Any]"]
+            [grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any, Any] | None"]
         ],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> "grpc.RpcMethodHandler[Any, Any]":
+    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
         handler = await continuation(handler_call_details)
         if handler is None or handler.request_streaming:
             return handler  # Attach: its errors are the fleet's own
@@ -55,7 +55,9 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         )
 
 
-def _decoder(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+def _decoder(decode: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+    assert decode is not None, "generated handlers have a decoder"
+
     def checked(data: bytes) -> Any:
         try:
             return decode(data)
@@ -71,7 +73,9 @@ def _check(request: Any) -> None:
         raise errors.InvalidRequestError("request", request.reason)
 
 
-def _unary(behavior: Callable[..., Any]) -> Callable[..., Any]:
+def _unary(behavior: Callable[..., Any] | None) -> Callable[..., Any]:
+    assert behavior is not None, "a handler has the method of its kind"
+
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
             _check(request)
@@ -82,10 +86,10 @@ def _unary(behavior: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _stream(behavior: Callable[..., Any]) -> Callable[..., Any]:
-    async def call(
-        request: Any, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> AsyncIterator[Any]:
+def _stream(behavior: Callable[..., Any] | None) -> Callable[..., Any]:
+    assert behavior is not None, "a handler has the method of its kind"
+
+    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         try:
             _check(request)
             async for response in behavior(request, context):
@@ -103,7 +107,7 @@ async def _abort(error: Exception, context: grpc.aio.ServicerContext[Any, Any]) 
     if status is None:
         logger.exception("unexpected error", exc_info=error)
         await context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}")
-    metadata = ()
+    metadata: tuple[tuple[str, str], ...] = ()
     if isinstance(error, errors.OverloadedError):
         metadata = (("retry-after", f"{error.retry_after_s:.0f}"),)
     await context.abort(status, str(error), trailing_metadata=metadata)

@@ -51,7 +51,9 @@ class WorkerServicer(object):
     """
 
     def Attach(self, request_iterator, context):
-        """Missing associated documentation comment in .proto file."""
+        """Joins, then carries every report and every command of one rank until it exits. Refused with
+        FAILED_PRECONDITION: another version, another number of ranks, a rank that has joined.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')

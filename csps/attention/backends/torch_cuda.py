@@ -6,9 +6,7 @@ from torch import Tensor
 _flash = torch.ops.aten._scaled_dot_product_flash_attention
 
 
-def partial(
-    q_THD: Tensor, k_LHD: Tensor, v_LHD: Tensor, *, causal: bool
-) -> tuple[Tensor, Tensor]:
+def partial(q_THD: Tensor, k_LHD: Tensor, v_LHD: Tensor, *, causal: bool) -> tuple[Tensor, Tensor]:
     """See `Partial`."""
     group = q_THD.shape[1] // k_LHD.shape[1]
     q = q_THD.transpose(0, 1).unsqueeze(0)

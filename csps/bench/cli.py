@@ -1,0 +1,172 @@
+"""The `csps bench` commands."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from csps.bench import record, steps
+from csps.bench.interference import interference
+from csps.bench.measure import ServerFlags, prompt_ids
+from csps.bench.peers import peers
+from csps.checkpoint.locate import DEFAULT_MODEL
+from csps.core.config import DType
+from csps.core.errors import ConfigError
+
+app = typer.Typer(help="Measure a real server; every bench takes --json FILE.")
+console = Console()
+
+Model = Annotated[str, typer.Option(help="As in csps serve.")]
+Ranks = Annotated[int, typer.Option(min=1, help="Ranks of the server.")]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads of a rank.")]
+Stage = Annotated[int, typer.Option(min=1, help="New tokens of one prefill step.")]
+Text = Annotated[Path | None, typer.Option(help="Real text, in place of random tokens.")]
+Seed = Annotated[int, typer.Option(help="Of the random tokens.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Write everything measured here.")]
+
+
+def _lengths(flag: str, text: str) -> list[int]:
+    try:
+        lengths = [int(part) for part in text.split(",")]
+    except ValueError:
+        lengths = []
+    if not lengths or min(lengths) < 1:
+        raise ConfigError(f"{flag}: expected positive numbers such as 2048,8000, got {text!r}")
+    return lengths
+
+
+def _show(rows: list[dict[str, object]], *columns: str) -> None:
+    table = Table()
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row in rows:
+        cells = (row[column] for column in columns)
+        table.add_row(*(f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells))
+    console.print(table)
+
+
+@app.command()
+def prefill(
+    tokens: Annotated[str, typer.Option(help="Prompt lengths, by commas.")] = "2048,8000",
+    ranks: Ranks = 2,
+    threads_per_rank: Threads = 1,
+    model: Model = DEFAULT_MODEL,
+    dtype: DType = DType.BFLOAT16,
+    stage_tokens: Stage = 8192,
+    repeat: Annotated[int, typer.Option(min=1, help="Runs of each length.")] = 3,
+    text: Text = None,
+    seed: Seed = 0,
+    json_file: Json = None,
+) -> None:
+    """Time to first token of one prompt at a time, and where it went."""
+    flags = ServerFlags(model, ranks, threads_per_rank, dtype, stage_tokens)
+    prompts = [prompt_ids(model, n, text, seed) for n in _lengths("--tokens", tokens)]
+    results = asyncio.run(steps.prefill(flags, prompts, repeat))
+    _show([{**row["runs"][-1], **row} for row in results],  # type: ignore[index, dict-item]
+          "tokens", "ttft_s", "prefill_tok_s", "compute_s", "comm_s", "exposed_comm_s",
+          "bytes_moved")  # fmt: skip
+    record.write(json_file, "prefill", _parameters(flags, text, seed), results)
+
+
+@app.command()
+def decode(
+    context: Annotated[str, typer.Option(help="Context lengths, by commas.")] = "2048,8000",
+    output: Annotated[int, typer.Option(min=2, help="Tokens to decode.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Streams at a time.")] = 1,
+    ranks: Ranks = 2,
+    threads_per_rank: Threads = 1,
+    model: Model = DEFAULT_MODEL,
+    dtype: DType = DType.BFLOAT16,
+    stage_tokens: Stage = 8192,
+    text: Text = None,
+    seed: Seed = 0,
+    json_file: Json = None,
+) -> None:
+    """Time between tokens, and the bytes a token moves against the formula."""
+    flags = ServerFlags(model, ranks, threads_per_rank, dtype, stage_tokens)
+    contexts = [prompt_ids(model, n, text, seed) for n in _lengths("--context", context)]
+    results = asyncio.run(steps.decode(flags, contexts, output, batch))
+    _show(results, "context", "batch", "tbt_ms_p50", "tbt_ms_p99", "tok_s",
+          "bytes_per_token", "bytes_formula", "bytes_ratio")  # fmt: skip
+    record.write(json_file, "decode", _parameters(flags, text, seed), results)
+
+
+@app.command("interference")
+def interference_command(
+    tokens: Annotated[int, typer.Option(min=1, help="Length of the disturbing prompt.")] = 8000,
+    context: Annotated[str, typer.Option(help="Contexts of the stream.")] = "100,2000",
+    quiet_tokens: Annotated[int, typer.Option(min=10, help="Tokens before the prompt.")] = 200,
+    output: Annotated[int, typer.Option(min=100, help="Tokens of the stream at most.")] = 2500,
+    ranks: Ranks = 2,
+    threads_per_rank: Threads = 1,
+    model: Model = DEFAULT_MODEL,
+    dtype: DType = DType.BFLOAT16,
+    stage_tokens: Stage = 4096,
+    text: Text = None,
+    seed: Seed = 0,
+    json_file: Json = None,
+) -> None:
+    """Time between tokens of a running stream, quiet and while a long prompt prefills."""
+    flags = ServerFlags(model, ranks, threads_per_rank, dtype, stage_tokens)
+    prompt = prompt_ids(model, tokens, text, seed)
+    results = [
+        asyncio.run(
+            interference(flags, prompt_ids(model, n, text, seed + 1), prompt, quiet_tokens, output)
+        )
+        for n in _lengths("--context", context)
+    ]
+    rows = [
+        {
+            **row,
+            **{f"{when}_{key}": row[when][f"tbt_ms_{key}"]  # type: ignore[index]
+               for when in ("quiet", "busy") for key in ("p50", "p99")},
+        }
+        for row in results
+    ]  # fmt: skip
+    _show(rows, "context", "ttft_s", "quiet_p50", "quiet_p99", "busy_p50", "busy_p99",
+          "p50_ratio", "p99_ratio")  # fmt: skip
+    record.write(json_file, "interference", _parameters(flags, text, seed), results)
+
+
+@app.command("peers")
+def peers_command(
+    tokens: Annotated[int, typer.Option(min=1, help="Length of the prompt.")] = 8000,
+    output: Annotated[int, typer.Option(min=2, help="Tokens to decode at that context.")] = 32,
+    peer_dtypes: Annotated[
+        str, typer.Option(help="Types transformers runs in, by commas.")
+    ] = "bfloat16,float32",
+    repeat: Annotated[int, typer.Option(min=1, help="Rounds, taking turns.")] = 3,
+    ranks: Ranks = 2,
+    threads_per_rank: Threads = 1,
+    model: Model = DEFAULT_MODEL,
+    dtype: DType = DType.BFLOAT16,
+    stage_tokens: Stage = 8192,
+    text: Text = None,
+    seed: Seed = 0,
+    json_file: Json = None,
+) -> None:
+    """CSPS beside Hugging Face transformers (SDPA), on the same tokens and cores."""
+    flags = ServerFlags(model, ranks, threads_per_rank, dtype, stage_tokens)
+    prompt = prompt_ids(model, tokens, text, seed)
+    results = asyncio.run(peers(flags, prompt, output, peer_dtypes.split(","), repeat, console))
+    ratios = {"csps": {"ttft_s": 1.0, "tbt_ms_p50": 1.0}, **results["peer_over_csps"]}  # type: ignore[dict-item]
+    _show(
+        [
+            {"system": name, **row, "ttft / csps": ratios[name]["ttft_s"],
+             "tbt / csps": ratios[name]["tbt_ms_p50"]}
+            for name, row in results["medians"].items()  # type: ignore[attr-defined]
+        ],
+        "system", "ttft_s", "ttft / csps", "tbt_ms_p50", "tbt / csps",
+    )  # fmt: skip
+    record.write(json_file, "peers", _parameters(flags, text, seed), results)
+
+
+def _parameters(flags: ServerFlags, text: Path | None, seed: int) -> dict[str, object]:
+    return {
+        "server": flags.arguments(),
+        "text": str(text.name) if text else None,
+        "seed": seed,
+    }

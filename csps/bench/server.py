@@ -1,0 +1,89 @@
+"""A real `csps serve` as a child process, for as long as a bench needs it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+
+from csps.core.errors import UnavailableError
+
+START_TIMEOUT_S = 300.0
+STOP_TIMEOUT_S = 30.0
+
+
+class ServerProcess:
+    """`with ServerProcess("--workers", "2") as server:` serves at `server.target`.
+
+    The process, and with it its ranks, is always ended. `log` is what it wrote.
+    """
+
+    def __init__(self, *flags: str) -> None:
+        self._flags = flags
+        self._directory = tempfile.TemporaryDirectory(prefix="csps-bench-")
+        self._log_path = Path(self._directory.name) / "log"
+        self._ready_path = Path(self._directory.name) / "ready.json"
+        self.target = ""
+
+    @property
+    def log(self) -> str:
+        return self._log_path.read_text() if self._log_path.exists() else ""
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def start(self) -> None:
+        """Start without waiting."""
+        command = [sys.executable, "-m", "csps", "serve", "--port", "0"]
+        command += ["--ready-file", str(self._ready_path), *self._flags]
+        with self._log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def wait_ready(self) -> None:
+        """UnavailableError, with the end of the log, if it does not get ready."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if self._ready_path.exists() and (text := self._ready_path.read_text()):
+                self.target = json.loads(text)["target"]
+                return
+            if self.process.poll() is not None:
+                raise UnavailableError(
+                    f"csps serve ended with status {self.process.returncode}:\n{self.log[-2000:]}"
+                )
+            time.sleep(0.1)
+        raise UnavailableError(f"csps serve was not ready in time:\n{self.log[-2000:]}")
+
+    def stop(self) -> int:
+        """End it as Ctrl-C does; its exit status. Killed if it does not end."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            try:
+                self.process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+        return self.process.wait()
+
+    def __enter__(self) -> "ServerProcess":
+        self.start()
+        try:
+            self.wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+        self._directory.cleanup()

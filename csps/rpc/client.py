@@ -1,0 +1,167 @@
+"""An asyncio client of csps.v1.Generation, for submit, the benches and replay."""
+
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TypeVar
+
+import grpc
+
+from csps.core.errors import CspsError
+from csps.core.request import FinishReason, SamplingParams
+from csps.rpc import convert
+from csps.rpc.options import COMMON_OPTIONS
+from csps.v1 import generation_pb2 as pb
+from csps.v1 import generation_pb2_grpc
+
+_FINISH = {
+    pb.FINISH_REASON_STOP: FinishReason.STOP,
+    pb.FINISH_REASON_LENGTH: FinishReason.LENGTH,
+    pb.FINISH_REASON_ABORT: FinishReason.ABORT,
+}
+
+T = TypeVar("T")
+Messages = Sequence[tuple[str, str]]  # (role, content)
+
+
+class ServerError(CspsError):
+    """The server answered with an error status, or did not answer at all."""
+
+    def __init__(self, status: str, message: str) -> None:
+        super().__init__(f"{status}: {message}")
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Prompt tokens whose KV exists; `queued` until the first step."""
+
+    queued: bool
+    prefilled_tokens: int
+    total_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """New tokens, and text that became final. `logprobs` is empty unless asked for."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """The end. Times in seconds since the server received the request."""
+
+    finish_reason: FinishReason
+    prompt_tokens: int
+    output_tokens: int
+    queued_s: float
+    first_scheduled_s: float
+    first_token_s: float
+    last_token_s: float
+
+
+Event = Progress | Chunk | Complete
+
+
+class GenerationClient:
+    """`async with GenerationClient("host:port") as client`. One channel, any number of calls."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self._channel = grpc.aio.insecure_channel(target, options=COMMON_OPTIONS)
+        self._stub = generation_pb2_grpc.GenerationStub(self._channel)
+
+    async def __aenter__(self) -> "GenerationClient":
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._channel.close()
+
+    async def generate(
+        self,
+        prompt: str | Sequence[int] | Messages,
+        sampling: SamplingParams,
+        *,
+        request_id: str = "",
+        model: str = "",
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[Event]:
+        """Stream one request. Closing the iterator early cancels it. Raises ServerError."""
+        request = pb.GenerateRequest(
+            request_id=request_id, model=model, sampling=convert.sampling_to_proto(sampling)
+        )
+        _set_prompt(request, prompt)
+        call = self._stub.Generate(request, timeout=timeout_s)
+        try:
+            async for response in call:
+                yield _event(response)
+        except grpc.aio.AioRpcError as error:
+            raise self._error(error) from None
+        finally:
+            call.cancel()
+
+    async def abort(self, request_id: str) -> None:
+        """End a live request. ServerError (NOT_FOUND) if there is none."""
+        await self._unary(self._stub.Abort(pb.AbortRequest(request_id=request_id)))
+
+    async def model_info(self) -> pb.GetModelInfoResponse:
+        return await self._unary(self._stub.GetModelInfo(pb.GetModelInfoRequest()))
+
+    async def server_info(self) -> pb.GetServerInfoResponse:
+        return await self._unary(self._stub.GetServerInfo(pb.GetServerInfoRequest()))
+
+    async def load(self) -> pb.GetLoadResponse:
+        return await self._unary(self._stub.GetLoad(pb.GetLoadRequest()))
+
+    async def _unary(self, call: Awaitable[T]) -> T:
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            raise self._error(error) from None
+
+    def _error(self, error: grpc.aio.AioRpcError) -> ServerError:
+        details = error.details() or ""
+        if error.code() is grpc.StatusCode.UNAVAILABLE and "connect" in details:
+            details = f"no server answers at {self.target} ({details})"
+        return ServerError(error.code().name, details)
+
+
+def _set_prompt(request: pb.GenerateRequest, prompt: str | Sequence[int] | Messages) -> None:
+    if isinstance(prompt, str):
+        request.text = prompt
+    elif prompt and isinstance(prompt[0], tuple):
+        for role, content in prompt:  # type: ignore[misc]
+            request.messages.messages.add(role=role, content=content)
+    else:
+        request.token_ids.ids.extend(prompt)  # type: ignore[arg-type]
+        request.token_ids.SetInParent()
+
+
+def _event(response: pb.GenerateResponse) -> Event:
+    kind = response.WhichOneof("event")
+    if kind == "progress":
+        progress = response.progress
+        return Progress(progress.queued, progress.prefilled_tokens, progress.total_tokens)
+    if kind == "chunk":
+        chunk = response.chunk
+        logprobs = tuple(entry.logprob for entry in chunk.logprobs)
+        return Chunk(tuple(chunk.token_ids), chunk.text, logprobs)
+    complete = response.complete
+    timings = complete.timings
+    return Complete(
+        finish_reason=_FINISH[complete.finish_reason],
+        prompt_tokens=complete.usage.prompt_tokens,
+        output_tokens=complete.usage.output_tokens,
+        queued_s=timings.queued_s,
+        first_scheduled_s=timings.first_scheduled_s,
+        first_token_s=timings.first_token_s,
+        last_token_s=timings.last_token_s,
+    )
