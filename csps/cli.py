@@ -36,6 +36,7 @@ app = typer.Typer(
 )
 app.add_typer(bench_app, name="bench")
 console = Console(stderr=True)
+logger = logging.getLogger(__name__)
 
 SERVE = "Server"
 SHAPE = "Model and ranks"
@@ -203,13 +204,24 @@ async def _serve(config: ServerConfig, *, start_workers: bool, ready_file: Path 
         console.print(
             f"[bold green]ready[/]: {model.name} on [bold]{address}[/], "
             f"{config.num_ranks} ranks, context {model.max_model_len} tokens, KV for "
-            f"{num_blocks * config.setup.block_size * config.sp} tokens"
+            f"{num_blocks * config.setup.block_size * config.sp} tokens",
+            soft_wrap=True,
         )
         if ready_file is not None:
             ready = {"target": address, "port": server.port, "model": model.name}
-            ready_file.write_text(json.dumps(ready))
+            _write_ready(ready_file, json.dumps(ready))
 
     await server.serve(on_ready)
+
+
+def _write_ready(path: Path, text: str) -> None:
+    """In one move: whoever waits for the file must never read half of it."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    except OSError as error:
+        raise ConfigError(f"--ready-file: {path}: {error.strerror}") from error
 
 
 @app.command()
@@ -222,6 +234,9 @@ def worker(
     rendezvous: Annotated[
         str, typer.Option(help="Where ranks meet; env:// is torchrun's.")
     ] = "env://",
+    join_timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds to wait for the coordinator to be there.")
+    ] = 300.0,
     log_level: Annotated[str, typer.Option(help="DEBUG, INFO, ...")] = "INFO",
 ) -> None:
     """Run one rank: torchrun --nproc-per-node 8 ... -m csps worker --coordinator HOST:PORT."""
@@ -237,7 +252,18 @@ def worker(
         local_world_size=local_world_size,
         rendezvous=rendezvous,
     )
-    service.Worker(coordinator, place).run()
+    status = 1
+    try:
+        service.Worker(coordinator, place, join_timeout_s=join_timeout).run()
+        status = 0
+    except CspsError as error:
+        _print_error(error)
+    except Exception:
+        logger.exception("rank %d failed", rank)
+    # At once: a thread may be inside a transfer with a rank that is gone, and the interpreter
+    # would wait for it.
+    logging.shutdown()
+    os._exit(status)
 
 
 @app.command()
@@ -307,12 +333,19 @@ def version() -> None:
 
 
 def _start_logging(level: str) -> None:
-    logging.basicConfig(
-        level=level.upper(),
-        format="%(message)s",
-        datefmt="[%X]",
-        handlers=[RichHandler(console=console, show_path=False)],
-    )
+    if level.upper() not in logging.getLevelNamesMapping():
+        raise ConfigError(f"--log-level: expected DEBUG, INFO, WARNING or ERROR, got {level!r}")
+    if console.is_terminal:
+        handler: logging.Handler = RichHandler(console=console, show_path=False)
+        handler.setFormatter(logging.Formatter("%(message)s", datefmt="[%X]"))
+    else:  # a file or a collector: one line a record, whatever its length
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+def _print_error(error: CspsError) -> None:
+    console.print("[bold red]error[/]:", Text(str(error)), soft_wrap=True)
 
 
 def main() -> None:
@@ -320,7 +353,7 @@ def main() -> None:
     try:
         app()
     except CspsError as error:
-        console.print("[bold red]error[/]:", Text(str(error)), soft_wrap=True)
+        _print_error(error)
         sys.exit(1)
     except BrokenPipeError:
         # Whoever read our output has gone: say nothing more, not even at interpreter exit.

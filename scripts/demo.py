@@ -17,7 +17,9 @@ from pathlib import Path
 
 CSPS = (sys.executable, "-m", "csps")
 DOCUMENT = Path(textwrap.__file__)  # about 4,800 tokens
-QUESTION = "What is the Python module above for? Name its main functions."
+QUESTION = (
+    "Which function of this module removes common leading whitespace from every line of a text?"
+)
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 30.0
 
@@ -55,7 +57,7 @@ def main() -> int:
     with serving("--workers", "2", "--log-level", "WARNING") as target:
         print(f"{DOCUMENT}\n{QUESTION}\n", flush=True)
         command = [*CSPS, "submit", "--target", target, "--file", str(DOCUMENT)]
-        options = ["--prompt", QUESTION, "--max-tokens", "160"]
+        options = ["--prompt", QUESTION, "--max-tokens", "128"]
         return subprocess.run([*command, *options], check=False).returncode
 
 

@@ -24,9 +24,8 @@ def merge_into(acc_THD: Tensor, acc_lse_TH: Tensor, o_THD: Tensor, lse_TH: Tenso
 
 def pack(o_THD: Tensor, lse_TH: Tensor) -> Tensor:
     """Rows of (o, lse) as one uint8 message [T, H * (D * e + 4)]; one message, not two."""
-    num_rows = o_THD.shape[0]
-    o_bytes = o_THD.reshape(num_rows, -1).contiguous().view(torch.uint8)
-    lse_bytes = lse_TH.reshape(num_rows, -1).float().contiguous().view(torch.uint8)
+    o_bytes = o_THD.flatten(1).contiguous().view(torch.uint8)
+    lse_bytes = lse_TH.float().contiguous().view(torch.uint8)
     return torch.cat((o_bytes, lse_bytes), dim=1)
 
 
@@ -40,6 +39,6 @@ def unpack(
 ) -> tuple[Tensor, Tensor]:
     """Inverse of `pack`: (o [T, H, D] of `dtype`, lse [T, H] fp32)."""
     split = num_heads * head_dim * dtype.itemsize
-    o_THD = message[:, :split].contiguous().view(dtype).view(-1, num_heads, head_dim)
-    lse_TH = message[:, split:].contiguous().view(torch.float32).view(-1, num_heads)
+    o_THD = message[:, :split].contiguous().view(dtype).unflatten(1, (num_heads, head_dim))
+    lse_TH = message[:, split:].contiguous().view(torch.float32)
     return o_THD, lse_TH

@@ -43,7 +43,7 @@ class ServerProcess:
         command += ["--ready-file", str(self._ready_path), *self._flags]
         with self._log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
             )
 
     def wait_ready(self) -> None:

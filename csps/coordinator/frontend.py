@@ -25,6 +25,8 @@ from csps.core.request import FinishReason, SamplingParams
 from csps.sched.sequence import Sequence as Seq
 
 MAX_REQUEST_ID_CHARS = 128
+# What is below draws the likeliest token anyway, and logits divided by it may not be finite.
+MIN_TEMPERATURE = 1e-5
 # No tokenizer makes more characters of a token than this: longer texts are refused unread.
 MAX_CHARS_PER_TOKEN = 64
 
@@ -57,12 +59,15 @@ class Frontend:
     def __init__(self, model: ServedModel, loop: EngineLoop, num_threads: int = 2) -> None:
         self.model = model
         self.loop = loop
-        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="text")
+        # Apart: a book being tokenized must not hold up the text of running streams.
+        self._encoders = ThreadPoolExecutor(num_threads, thread_name_prefix="encode")
+        self._decoders = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
         self._seq_ids = itertools.count()
         self._reserved: set[str] = set()
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._encoders, self._decoders):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     async def submit(
         self, request_id: str, model: str, prompt: Prompt, sampling: SamplingParams
@@ -73,7 +78,9 @@ class Frontend:
         if model and model != self.model.name:
             raise InvalidRequestError("model", f"{model!r} is not served, {self.model.name!r} is")
         sampling.validate(self.model.config.vocab_size)
-        if sampling.temperature > 0.0 and sampling.seed is None:
+        if sampling.temperature < MIN_TEMPERATURE:
+            sampling = replace(sampling, temperature=0.0)
+        elif sampling.seed is None:
             sampling = replace(sampling, seed=secrets.randbits(63))
         self._reserved.add(request_id)  # held while tokenizing: a second one must not slip in
         try:
@@ -140,10 +147,10 @@ class Frontend:
         run = asyncio.get_running_loop().run_in_executor
         if isinstance(prompt, str):
             self._check_chars("text", len(prompt))
-            return await run(self._pool, self._tokenize_text, prompt)
+            return await run(self._encoders, self._tokenize_text, prompt)
         if _is_chat(prompt):
             self._check_chars("messages", sum(len(message.content) for message in prompt))
-            return await run(self._pool, self._tokenize_chat, prompt)
+            return await run(self._encoders, self._tokenize_chat, prompt)
         return cast("Sequence[int]", prompt)
 
     def _tokenize_text(self, text: str) -> list[int]:
@@ -191,7 +198,7 @@ class Frontend:
         is_last: bool,
     ) -> tuple[Piece, bool]:
         return await asyncio.get_running_loop().run_in_executor(
-            self._pool, _decode, detokenizer, stops, tokens, is_last
+            self._decoders, _decode, detokenizer, stops, tokens, is_last
         )
 
 

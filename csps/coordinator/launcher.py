@@ -4,13 +4,14 @@ import asyncio
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-STOP_GRACE_S = 10.0
+JOIN_TIMEOUT_S = 30.0
 
 
 class LocalWorkers:
@@ -30,6 +31,7 @@ class LocalWorkers:
             "GLOO_SOCKET_IFNAME": "lo",
             "OMP_NUM_THREADS": str(self._threads),
         }
+        level = logging.getLevelName(logger.getEffectiveLevel())
         for rank in range(self._num_ranks):
             command = [
                 *(sys.executable, "-m", "csps", "worker"),
@@ -37,11 +39,14 @@ class LocalWorkers:
                 *("--rank", str(rank), "--world-size", str(self._num_ranks)),
                 *("--local-rank", str(rank), "--local-world-size", str(self._num_ranks)),
                 *("--rendezvous", f"file://{self._directory}/store"),
+                *("--join-timeout", str(JOIN_TIMEOUT_S), "--log-level", level),
             ]
-            # A session of its own: Ctrl-C in the terminal reaches the coordinator alone,
-            # which then stops the ranks in order.
+            # A process group of its own: Ctrl-C in the terminal reaches the coordinator alone,
+            # which then stops the ranks in order. Not a session of its own: Linux would give
+            # each its own scheduling group (sched(7), autogroup), and one rank's prefill would
+            # no longer give way to another's decode.
             process = await asyncio.create_subprocess_exec(
-                *command, env=environment, start_new_session=True
+                *command, env=environment, process_group=0
             )
             self._processes.append(process)
 
@@ -57,13 +62,13 @@ class LocalWorkers:
             for task in waits:
                 task.cancel()
         task = done.pop()
-        return f"the process of rank {waits[task]} ended with status {task.result()}"
+        return f"the process of rank {waits[task]} {_describe_end(task.result())}"
 
-    async def stop(self) -> None:
-        """Wait for the processes a while, then kill those that are left."""
+    async def stop(self, grace_s: float) -> None:
+        """Wait `grace_s` seconds for the processes, then kill those that are left."""
         waits = [asyncio.create_task(process.wait()) for process in self._processes]
         if waits:
-            _, left = await asyncio.wait(waits, timeout=STOP_GRACE_S)
+            _, left = await asyncio.wait(waits, timeout=grace_s)
             if left:
                 logger.warning("killing %d ranks that did not stop", len(left))
             for process in self._processes:
@@ -71,3 +76,10 @@ class LocalWorkers:
                     process.kill()
             await asyncio.gather(*waits)
         shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def _describe_end(status: int) -> str:
+    """`status` as asyncio gives it: the negated signal where a signal ended the process."""
+    if status < 0:
+        return f"was killed by signal {-status} ({signal.strsignal(-status)})"
+    return f"ended with status {status}"

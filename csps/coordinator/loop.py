@@ -49,20 +49,29 @@ class EngineLoop:
         self._wake_all()
 
     def close(self, live: LiveRequest) -> None:
-        """The request's stream is over, for whatever reason: stop its work, forget it."""
-        self._by_id.pop(live.request_id, None)
-        if self._by_seq.pop(live.seq.seq_id, None) is not None:
-            self.scheduler.abort(live.seq.seq_id)
-            self._release()
-            self._wake_all()
+        """The request's stream is over, for whatever reason: stop its work, forget it.
+
+        May be called again, even when another request has the id by then.
+        """
+        if self._by_id.get(live.request_id) is live:
+            del self._by_id[live.request_id]
+        self._stop_work(live)
 
     def abort(self, request_id: str) -> bool:
         """End a live request's stream with reason ABORT; False if there is none of that id."""
         live = self._by_id.get(request_id)
         if live is None:
             return False
+        # Now, not when its stream closes: a client that has stopped reading never gets there.
+        self._stop_work(live)
         live.events.put_nowait(Ended(FinishReason.ABORT))
         return True
+
+    def _stop_work(self, live: LiveRequest) -> None:
+        if self._by_seq.pop(live.seq.seq_id, None) is not None:
+            self.scheduler.abort(live.seq.seq_id)
+            self._release()
+            self._wake_all()
 
     def is_live(self, request_id: str) -> bool:
         return request_id in self._by_id
@@ -79,7 +88,8 @@ class EngineLoop:
             for task in done:
                 task.result()
         except Exception as error:
-            self._fail(error if isinstance(error, CspsError) else UnavailableError(repr(error)))
+            logger.error("engine stopped: %s", error)
+            self.fail(error if isinstance(error, CspsError) else UnavailableError(repr(error)))
             raise
         finally:
             lost.cancel()
@@ -139,9 +149,11 @@ class EngineLoop:
         if not any(self.scheduler.has_work(lane) for lane in Lane):
             self.scheduler.check_integrity()
 
-    def _fail(self, error: CspsError) -> None:
+    def fail(self, error: CspsError) -> None:
+        """End every stream with `error`, and refuse what comes with it. The first one counts."""
+        if self._failure is not None:
+            return
         self._failure = error
-        logger.error("engine stopped: %s", error)
-        for live in self._by_id.values():
+        for live in self._by_seq.values():
             live.events.put_nowait(Ended(FinishReason.ABORT, error))
         self._by_seq.clear()

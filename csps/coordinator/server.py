@@ -32,7 +32,9 @@ logger = logging.getLogger(__name__)
 SERVICE = generation_pb2.DESCRIPTOR.services_by_name["Generation"].full_name
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-DRAIN_S = 5.0
+DRAIN_S = 5.0  # live requests may end by themselves
+CLOSE_S = 1.0  # the others are told why they end
+LEAVE_S = 5.0  # ranks finish their steps
 
 
 def load_served_model(setup: WorkerSetup) -> ServedModel:
@@ -71,6 +73,7 @@ class Server:
 
     async def serve(self, on_ready: Callable[["Server", ServedModel, int], None]) -> None:
         """Serve until `stop`. `on_ready(server, model, blocks per rank)` is called once."""
+        # What is pushed last ends first: streams, then the threads they use, ranks, ports.
         async with contextlib.AsyncExitStack() as stack:
             model = await asyncio.to_thread(load_served_model, self._config.setup)
             fleet = Fleet(self._config)
@@ -78,48 +81,59 @@ class Server:
             status = health.aio.HealthServicer()
             await self._set_health(status, NOT_SERVING)
             public = await self._open_public(service, status)
-            stack.push_async_callback(public.stop, DRAIN_S)
+            stack.push_async_callback(public.stop, None)
             control = await self._open_control(fleet)
-            stack.push_async_callback(control.stop, 1.0)
-            workers = await self._open_workers(fleet, stack)
-            ready = asyncio.create_task(fleet.wait_ready())
-            stopped = asyncio.create_task(self._stop.wait())
-            stack.callback(ready.cancel)
-            stack.callback(stopped.cancel)
-            await asyncio.wait({ready, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            if not stopped.done():
-                num_blocks = ready.result()
-                frontend = self._frontend(model, fleet, num_blocks)
-                stack.callback(frontend.close)
-                service.start(frontend)
-                await self._set_health(status, SERVING)
-                on_ready(self, model, num_blocks)
-                try:
-                    await self._run(frontend.loop, fleet, stopped)
-                finally:
-                    service.stop()
-                    await self._set_health(status, NOT_SERVING)
-            await public.stop(DRAIN_S)
-            await fleet.shutdown()
-            if workers is not None:
-                await workers.stop()
+            stack.push_async_callback(control.stop, None)
+            await self._open_workers(fleet, stack)
+            num_blocks = await self._wait_ready(fleet)
+            if num_blocks is None:
+                return
+            frontend = self._frontend(model, fleet, num_blocks)
+            stack.callback(frontend.close)
+            stack.push_async_callback(public.stop, CLOSE_S)
+            service.start(frontend)
+            await self._set_health(status, SERVING)
+            on_ready(self, model, num_blocks)
+            await self._run(frontend.loop, fleet, service, status)
 
-    async def _run(self, loop: EngineLoop, fleet: Fleet, stopped: asyncio.Task[bool]) -> None:
-        """Until `stopped` (then live requests get a while to end), or a rank is lost."""
+    async def _wait_ready(self, fleet: Fleet) -> int | None:
+        """KV blocks per rank once all ranks are ready; None if told to stop before that."""
+        ready = asyncio.create_task(fleet.wait_ready())
+        stopped = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({ready, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            return None if stopped.done() else ready.result()
+        finally:
+            ready.cancel()
+            stopped.cancel()
+
+    async def _run(
+        self,
+        loop: EngineLoop,
+        fleet: Fleet,
+        service: GenerationService,
+        status: health.aio.HealthServicer,
+    ) -> None:
+        """Until told to stop (then live requests get a while to end), or a rank is lost."""
         engine = asyncio.create_task(loop.run())
         heartbeats = asyncio.create_task(fleet.watch_heartbeats())
+        stopped = asyncio.create_task(self._stop.wait())
         try:
             await asyncio.wait({engine, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            if engine.done():
-                engine.result()
+            service.stop()
+            await self._set_health(status, NOT_SERVING)
             deadline = time.monotonic() + DRAIN_S
             # Polled: the streams, the engine and the clock can each end this short wait.
             while loop.num_live and not engine.done() and time.monotonic() < deadline:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
+            if engine.done():
+                engine.result()
         finally:
-            for task in (engine, heartbeats):
+            fleet.stop()  # before the engine: nobody waits for the steps under way any more
+            loop.fail(UnavailableError("the server is stopping"))
+            for task in (engine, heartbeats, stopped):
                 task.cancel()
-            await asyncio.gather(engine, heartbeats, return_exceptions=True)
+            await asyncio.gather(engine, heartbeats, stopped, return_exceptions=True)
 
     def _frontend(self, model: ServedModel, fleet: Fleet, num_blocks: int) -> Frontend:
         config, setup = self._config, self._config.setup
@@ -158,22 +172,21 @@ class Server:
         await server.start()
         return server
 
-    async def _open_workers(
-        self, fleet: Fleet, stack: contextlib.AsyncExitStack
-    ) -> LocalWorkers | None:
+    async def _open_workers(self, fleet: Fleet, stack: contextlib.AsyncExitStack) -> None:
         config = self._config
         if not self._start_workers:
+            stack.push_async_callback(fleet.shutdown, LEAVE_S)
             logger.info(
                 "waiting for %d ranks: torchrun ... -m csps worker --coordinator %s",
                 config.num_ranks,
                 self.control_address,
             )
-            return None
+            return
         workers = LocalWorkers(
             config.num_ranks, self.control_address, config.setup.threads_per_rank
         )
-        stack.push_async_callback(workers.stop)
-        stack.push_async_callback(fleet.shutdown)
+        stack.push_async_callback(workers.stop, LEAVE_S)
+        stack.callback(fleet.stop)
         await workers.start()
 
         async def watch() -> None:
@@ -181,7 +194,6 @@ class Server:
 
         watcher = asyncio.create_task(watch())
         stack.callback(watcher.cancel)
-        return workers
 
     async def _set_health(self, status: health.aio.HealthServicer, value: int) -> None:
         for name in ("", SERVICE):

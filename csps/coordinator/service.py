@@ -31,6 +31,7 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self._frontend: Frontend | None = None
+        self._stopping = False
         self._started = 0.0
 
     def start(self, frontend: Frontend) -> None:
@@ -38,43 +39,44 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
         self._started = time.monotonic()
 
     def stop(self) -> None:
-        """Refuse what comes from now on."""
-        self._frontend = None
+        """Refuse new prompts from now on; those that are live may end."""
+        self._stopping = True
 
     @property
     def _front(self) -> Frontend:
         if self._frontend is None:
-            raise UnavailableError("the server is starting or stopping")
+            raise UnavailableError("the server is starting")
         return self._frontend
 
     async def Generate(
         self, request: pb.GenerateRequest, context: Context
     ) -> AsyncIterator[pb.GenerateResponse]:
         front = self._front
+        if self._stopping:
+            raise UnavailableError("the server is stopping")
         live = await front.submit(
             request.request_id,
             request.model,
             _prompt(request),
             convert.sampling_from_proto(request.sampling),
         )
+        # However the call ends: gRPC drops this generator where it stands when the client goes
+        # while a response is being sent, which may be before `stream` has begun.
+        context.add_done_callback(lambda _: front.loop.close(live))  # type: ignore[arg-type]
         total = len(live.seq.prompt_ids)
         num_output = 0
-        events = front.stream(live)
-        try:
-            yield _response(live, progress=pb.Progress(queued=True, total_tokens=total))
-            async for event in events:
-                if isinstance(event, Prefilled):
-                    done = min(event.num_tokens, total)
-                    progress = pb.Progress(prefilled_tokens=done, total_tokens=total)
-                    yield _response(live, progress=progress)
-                elif isinstance(event, Piece):
-                    num_output += len(event.tokens)
-                    if event.tokens or event.text:
-                        yield _response(live, chunk=_chunk(event))
-                else:
-                    yield _response(live, complete=_complete(live, event, num_output))
-        finally:
-            await events.aclose()  # type: ignore[attr-defined]
+        yield _response(live, progress=pb.Progress(queued=True, total_tokens=total))
+        async for event in front.stream(live):
+            if isinstance(event, Prefilled):
+                done = min(event.num_tokens, total)
+                progress = pb.Progress(prefilled_tokens=done, total_tokens=total)
+                yield _response(live, progress=progress)
+            elif isinstance(event, Piece):
+                num_output += len(event.tokens)
+                if event.tokens or event.text:
+                    yield _response(live, chunk=_chunk(event))
+            else:
+                yield _response(live, complete=_complete(live, event, num_output))
 
     async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
         if not self._front.loop.abort(request.request_id):
@@ -142,7 +144,7 @@ def _prompt(request: pb.GenerateRequest) -> Prompt:
     if kind == "text":
         return request.text
     if kind == "token_ids":
-        return list(request.token_ids.ids)
+        return request.token_ids.ids  # not copied: it may be far too long
     if kind == "messages":
         if not request.messages.messages:
             raise InvalidRequestError("messages", "is empty; at least one message is needed")

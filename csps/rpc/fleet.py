@@ -3,6 +3,8 @@
 Control only. A stream that breaks, a Failure report, silence longer than the heartbeat
 timeout or a step longer than the step timeout all mean the same: a rank is lost. Then
 `lost` is set, everything that waits fails with UnavailableError, and the fleet is done.
+`lost` names the cause: a rank that dies takes the transfers of its peers with it, and what
+they report meanwhile is only the consequence.
 """
 
 import asyncio
@@ -26,6 +28,11 @@ logger = logging.getLogger(__name__)
 
 Commands = asyncio.Queue[worker_pb2.WorkerCommand | None]
 
+# Seconds a weaker explanation waits for a better one: an error on one rank may be the death of
+# another, and a stream that broke is explained by the status its process ended with.
+ERROR_WAITS_S = 1.0
+BROKEN_STREAM_WAITS_S = 0.5
+
 
 @dataclass(slots=True)
 class _Step:
@@ -47,6 +54,8 @@ class Fleet(worker_pb2_grpc.WorkerServicer):
         self._steps: dict[Lane, _Step] = {}
         self._all_ready = asyncio.Event()
         self._stopping = False
+        self._attached: set[int] = set()
+        self._all_left = asyncio.Event()
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     # --- used by the coordinator -----------------------------------------------------
@@ -114,12 +123,26 @@ class Fleet(worker_pb2_grpc.WorkerServicer):
                 if now - heard > limit:
                     self._lose(f"rank {rank} was silent for {now - heard:.0f} s")
 
-    async def shutdown(self) -> None:
-        """Ask every rank to exit after its steps, and end the streams."""
+    def stop(self) -> None:
+        """Ask every rank to exit after its steps; from now on none can be lost.
+
+        Those that still load listen to no command: the end of their stream tells them.
+        """
+        if self._stopping:
+            return
         self._stopping = True
-        for commands in self._commands.values():
-            commands.put_nowait(worker_pb2.WorkerCommand(shutdown=worker_pb2.Shutdown()))
+        for rank, commands in self._commands.items():
+            if rank in self._blocks:
+                commands.put_nowait(worker_pb2.WorkerCommand(shutdown=worker_pb2.Shutdown()))
             commands.put_nowait(None)
+        if not self._attached:
+            self._all_left.set()
+
+    async def shutdown(self, grace_s: float) -> None:
+        """`stop`, then wait until every rank has left, `grace_s` seconds at most."""
+        self.stop()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._all_left.wait(), grace_s)
 
     def report_lost(self, reason: str) -> None:
         """Called by whoever learns first that a rank died (the process launcher)."""
@@ -139,10 +162,14 @@ class Fleet(worker_pb2_grpc.WorkerServicer):
         hello = first.hello
         problem = self._refuse(hello)
         if problem:
+            logger.warning(
+                "refused rank %d from %s (pid %d): %s", hello.rank, hello.host, hello.pid, problem
+            )
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, problem)
         rank = hello.rank
         commands: Commands = asyncio.Queue()
         self._commands[rank] = commands
+        self._attached.add(rank)
         self._last_heard[rank] = time.monotonic()
         logger.info("rank %d joined from %s (pid %d)", rank, hello.host, hello.pid)
         reader = asyncio.create_task(self._read(rank, request_iterator, commands))
@@ -150,12 +177,16 @@ class Fleet(worker_pb2_grpc.WorkerServicer):
             yield worker_pb2.WorkerCommand(setup=convert.setup_to_proto(self._config.setup))
             while (command := await commands.get()) is not None:
                 yield command
-            with contextlib.suppress(asyncio.CancelledError):
-                await reader  # the rank closes its side when its last step is done
+            if rank in self._blocks:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await reader  # the rank closes its side when its last step is done
         finally:
             reader.cancel()
-            if not self._stopping:
-                self._lose(f"rank {rank} left")
+            self._attached.discard(rank)
+            if self._stopping and not self._attached:
+                self._all_left.set()
+            reason = f"rank {rank} (pid {hello.pid} on {hello.host}) left"
+            self._lose_later(BROKEN_STREAM_WAITS_S, reason)
 
     def _refuse(self, hello: worker_pb2.Hello) -> str | None:
         if hello.version != __version__:
@@ -191,8 +222,10 @@ class Fleet(worker_pb2_grpc.WorkerServicer):
             if len(self._blocks) == self._config.num_ranks:
                 self._all_ready.set()
         elif kind == "failure":
-            logger.error("rank %d failed:\n%s", rank, report.failure.traceback)
-            self._lose(f"rank {rank} failed: {report.failure.message}")
+            # An error meant for the operator comes without a traceback, and is its own cause.
+            trace = report.failure.traceback
+            reason = f"rank {rank} failed: {report.failure.message}"
+            self._lose_later(ERROR_WAITS_S if trace else 0.0, reason, trace)
 
     def _on_result(self, result: StepResult) -> None:
         step = self._steps.get(result.lane)
@@ -206,10 +239,16 @@ class Fleet(worker_pb2_grpc.WorkerServicer):
         if len(step.results) == self._config.num_ranks and not step.done.done():
             step.done.set_result(None)
 
-    def _lose(self, reason: str) -> None:
+    def _lose_later(self, delay_s: float, reason: str, trace: str = "") -> None:
+        """`_lose`, unless a better reason comes before."""
+        if not self._stopping:
+            asyncio.get_running_loop().call_later(delay_s, self._lose, reason, trace)
+
+    def _lose(self, reason: str, trace: str = "") -> None:
         if self.lost.done() or self._stopping:
             return
-        logger.error("lost: %s", reason)
+        if trace:
+            logger.error("%s\n%s", reason, trace)
         self.lost.set_result(reason)
         for step in self._steps.values():
             if not step.done.done():

@@ -30,20 +30,25 @@ Reports = queue.SimpleQueue[worker_pb2.WorkerReport | None]
 class Worker:
     """One rank. `run` returns when the coordinator says so and raises when it is gone."""
 
-    def __init__(self, coordinator: str, place: Place) -> None:
+    def __init__(self, coordinator: str, place: Place, *, join_timeout_s: float) -> None:
         self._coordinator = coordinator
         self._place = place
+        self._join_timeout_s = join_timeout_s
         self._reports: Reports = queue.SimpleQueue()
         self._failure: BaseException | None = None
-        self._call: grpc.Call | None = None
+        self._is_loading = False
 
     def run(self) -> None:
-        """Join, load, run steps. Raises UnavailableError if the coordinator is lost."""
+        """Join, load, run steps. Raises UnavailableError if the coordinator is lost or refuses.
+
+        Also if the rank itself failed: the coordinator has been told why, and says so. After
+        an error threads may be left inside a transfer that never ends.
+        """
         with grpc.insecure_channel(self._coordinator, options=COMMON_OPTIONS) as channel:
-            stub = worker_pb2_grpc.WorkerStub(channel)
+            self._wait_for_coordinator(channel)
             self._reports.put(self._hello())
-            call = stub.Attach(iter(self._reports.get, None), wait_for_ready=True)
-            self._call = call
+            call = worker_pb2_grpc.WorkerStub(channel).Attach(iter(self._reports.get, None))
+            call.add_callback(self._on_stream_end)
             stop_heartbeat = threading.Event()
             threading.Thread(
                 target=self._heartbeat, args=(stop_heartbeat,), name="heartbeat", daemon=True
@@ -51,23 +56,52 @@ class Worker:
             try:
                 self._serve(call)
             except grpc.RpcError as error:
-                if self._failure is None:
-                    raise UnavailableError(_describe(error, self._coordinator)) from error
+                if self._failure is not None:
+                    raise self._failure from None  # it may not have reached the coordinator
+                raise UnavailableError(_describe(error, self._coordinator)) from error
             finally:
                 stop_heartbeat.set()
                 self._reports.put(None)
         if self._failure is not None:
-            raise self._failure
+            raise UnavailableError(
+                f"rank {self._place.rank} failed; the coordinator at {self._coordinator} says why"
+            ) from self._failure
 
-    def _serve(self, commands: Iterator[worker_pb2.WorkerCommand]) -> None:
-        setup = convert.setup_from_proto(next(commands).setup)
+    def _wait_for_coordinator(self, channel: grpc.Channel) -> None:
+        try:
+            grpc.channel_ready_future(channel).result(self._join_timeout_s)
+        except grpc.FutureTimeoutError:
+            raise UnavailableError(
+                f"no coordinator answers at {self._coordinator} after "
+                f"{self._join_timeout_s:.0f} s (--join-timeout)"
+            ) from None
+
+    def _on_stream_end(self) -> None:
+        """Called in a thread of gRPC's. While the rank loads or waits for its peers, nothing
+        else would notice that the coordinator is gone, and nothing can be interrupted.
+        """
+        if self._is_loading:
+            logger.warning("the coordinator at %s closed the stream", self._coordinator)
+            os._exit(1)
+
+    def _serve(self, call: grpc.Call) -> None:
+        commands: Iterator[worker_pb2.WorkerCommand] = iter(call)
+        first = next(commands, None)
+        if first is None:
+            raise UnavailableError(f"the coordinator at {self._coordinator} closed the stream")
+        setup = convert.setup_from_proto(first.setup)
+        self._is_loading = True
+        if not call.is_active():
+            self._on_stream_end()
         try:
             mesh = connect_ranks(setup, self._place, pick_device(self._place.local_rank))
             runner, num_pages = build_runner(setup, self._place, mesh)
         except Exception as error:
+            self._is_loading = False
             self._fail(error)
             self._drain(commands)
             return
+        self._is_loading = False
         lanes = {
             lane: LaneThread(
                 lane,
@@ -126,15 +160,14 @@ class Worker:
     def _fail(self, error: BaseException) -> None:
         """Called in any thread: tell the coordinator, which then ends the stream."""
         self._failure = error
-        name = "" if isinstance(error, CspsError) else f"{type(error).__name__}: "
-        self._reports.put(
-            worker_pb2.WorkerReport(
-                failure=worker_pb2.Failure(
-                    message=f"{name}{error}",
-                    traceback="".join(traceback.format_exception(error)),
-                )
+        if isinstance(error, CspsError):  # meant for the operator: where it arose says nothing
+            failure = worker_pb2.Failure(message=str(error))
+        else:
+            failure = worker_pb2.Failure(
+                message=f"{type(error).__name__}: {error}",
+                traceback="".join(traceback.format_exception(error)),
             )
-        )
+        self._reports.put(worker_pb2.WorkerReport(failure=failure))
 
     def _heartbeat(self, stop: threading.Event) -> None:
         while not stop.wait(HEARTBEAT_S):

@@ -4,7 +4,6 @@ import datetime
 import json
 
 import pytest
-import tiny_tokenizers
 
 from csps.checkpoint.chat import (
     MAX_MESSAGES,
@@ -15,6 +14,7 @@ from csps.checkpoint.chat import (
 from csps.checkpoint.locate import DEFAULT_MODEL, Checkpoint, locate
 from csps.checkpoint.tokenizer import load_tokenizer
 from csps.core.errors import CheckpointError, InvalidRequestError
+from tests.unit import tiny_tokenizers
 
 HELLO = [ChatMessage("user", "Hello <b>")]
 TURNS = "{% for m in messages %}[{{ m['role'] }}]{{ m.content }}{{ eos_token }}{% endfor %}"

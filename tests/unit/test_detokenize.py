@@ -1,7 +1,6 @@
 """Detokenizer: pieces join to the whole decode. StopMatcher: as a search in the whole text."""
 
 import pytest
-import tiny_tokenizers
 import tokenizers
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -9,6 +8,7 @@ from hypothesis import strategies as st
 from csps.checkpoint.detokenize import Detokenizer, StopMatcher
 from csps.checkpoint.locate import DEFAULT_MODEL, locate
 from csps.checkpoint.tokenizer import Tokenizer, load_tokenizer
+from tests.unit import tiny_tokenizers
 
 # Texts with what is hard here: multi-byte characters, U+FFFD itself, spaces, special tokens.
 HARD = st.sampled_from(

@@ -6,7 +6,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import tiny_tokenizers
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +16,7 @@ from csps.checkpoint.tokenizer import Tokenizer, load_tokenizer
 from csps.checkpoint.tokenizer_gguf import build_tokenizer
 from csps.checkpoint.values import Values
 from csps.core.errors import CheckpointError, InvalidRequestError
+from tests.unit import tiny_tokenizers
 
 
 @pytest.fixture(scope="module")
