@@ -1,0 +1,111 @@
+"""Coordinator and rank inside the test's process, where what they remember can be seen."""
+
+import asyncio
+import contextlib
+import gc
+import random
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from csps.coordinator.loop import EngineLoop
+from csps.coordinator.server import Server
+from csps.core.config import DType, ServerConfig, WorkerSetup
+from csps.engine.runner import Runner
+from csps.v1 import generation_pb2 as pb
+from csps.v1 import generation_pb2_grpc
+from csps.worker.build import Place
+from csps.worker.service import Worker
+from tests.e2e.harness import prompt, request
+
+NUM_STREAMS = 60
+TIMEOUT_S = 60.0
+
+
+def only(kind: type) -> object:
+    """The one live object of a class."""
+    gc.collect()
+    (found,) = [thing for thing in gc.get_objects() if isinstance(thing, kind)]
+    return found
+
+
+@contextlib.asynccontextmanager
+async def serving(model: Path, store: Path) -> AsyncIterator[tuple[Server, str]]:
+    """A server in this event loop, its one rank in a thread."""
+    setup = WorkerSetup(
+        str(model), dtype=DType.FLOAT32, block_size=16, threads_per_rank=1, kv_memory_bytes=2**21
+    )
+    config = ServerConfig(setup, num_ranks=1, max_running=8, stage_tokens=256)
+    server = Server(config, start_workers=False)
+    ready = asyncio.Event()
+    serve = asyncio.create_task(server.serve(lambda *_: ready.set()))
+    while not server.control_address:
+        await asyncio.sleep(0.01)
+        assert not serve.done(), serve.exception()
+    place = Place(0, 1, 0, 1, f"file://{store}")
+    worker = Worker(server.control_address, place, join_timeout_s=TIMEOUT_S)
+    rank = threading.Thread(target=worker.run, name="rank")
+    rank.start()
+    try:
+        await asyncio.wait_for(ready.wait(), TIMEOUT_S)
+        yield server, f"127.0.0.1:{server.port}"
+    finally:
+        server.stop()
+        await asyncio.wait_for(serve, TIMEOUT_S)
+        await asyncio.to_thread(rank.join, TIMEOUT_S)
+    assert not rank.is_alive()
+
+
+async def one_stream(stub: generation_pb2_grpc.GenerationStub, number: int) -> None:
+    """Cancelled at a random moment, mostly early: while it is sent, queued or prefilled."""
+    source = random.Random(number)
+    message = request(
+        prompt(source.choice([3, 100, 600]), seed=number), max_tokens=30, ignore_eos=True
+    )
+    call = stub.Generate(message, timeout=TIMEOUT_S)
+    if number % 10:
+        asyncio.get_running_loop().call_later(source.expovariate(1 / 0.05), call.cancel)
+    with contextlib.suppress(grpc.aio.AioRpcError, asyncio.CancelledError):
+        async for _ in call:
+            await asyncio.sleep(source.choice([0.0, 0.0, 0.02]))
+
+
+def check_no_stream_is_remembered(num_tasks: int) -> None:
+    loop, runner = only(EngineLoop), only(Runner)
+    assert loop.num_live == 0
+    assert loop._by_seq == {}
+    assert runner._states == {}, "the rank remembers sequences that have ended"
+    loop.scheduler.check_integrity()
+    assert loop.scheduler.kv_usage == 0.0
+    tasks = asyncio.all_tasks()
+    assert len(tasks) <= num_tasks, tasks
+
+
+async def churn(model: Path, store: Path) -> None:
+    async with (
+        serving(model, store) as (_, target),
+        grpc.aio.insecure_channel(target) as channel,
+    ):
+        stub = generation_pb2_grpc.GenerationStub(channel)
+        await one_stream(stub, 0)
+        await asyncio.sleep(0.2)
+        num_tasks = len(asyncio.all_tasks())
+        async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as group:
+            for number in range(NUM_STREAMS):
+                group.create_task(one_stream(stub, number))
+        while (await stub.GetLoad(pb.GetLoadRequest())).num_running:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.5)
+        check_no_stream_is_remembered(num_tasks)
+
+
+def test_cancelled_streams_leave_no_task_and_no_state(
+    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asyncio.run(churn(tiny, tmp_path / "store"))
+    gc.collect()
+    bad = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert bad == []
