@@ -68,13 +68,17 @@ def zigzag(start: int, stop: int, num_ranks: int, block_size: int) -> tuple[Slic
 def prefill_stages(
     num_tokens: int, num_ranks: int, block_size: int, stage_tokens: int
 ) -> tuple[tuple[int, int], ...]:
-    """Cut a long prompt into stages [start, stop), one per prefill step.
+    """Cut a long prompt into stages [start, stop) of nearly equal length, one per prefill step.
 
-    Every stage but the last is a multiple of 2 * num_ranks * block_size tokens, so that
-    each stage is balanced over the ranks exactly and only the last leaves a remainder.
+    Every stage but the last is a multiple of 2 * num_ranks * block_size tokens, so that each is
+    balanced over the ranks exactly and only the last leaves a remainder. As few stages as
+    `stage_tokens` allows; equal ones, because a short last stage would send all KV round the
+    ring for a handful of queries.
     """
     unit = 2 * num_ranks * block_size
-    stage = max(stage_tokens // unit, 1) * unit
+    longest = max(stage_tokens // unit, 1) * unit
+    num_stages = -(-num_tokens // longest)
+    stage = -(-num_tokens // (num_stages * unit)) * unit
     return tuple((at, min(at + stage, num_tokens)) for at in range(0, num_tokens, stage))
 
 

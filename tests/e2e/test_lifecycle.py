@@ -19,7 +19,7 @@ NUM_STREAMS = 100  # a round; there are two
 NUM_AT_ONCE = 24
 PROMPT_TOKENS = (3, 40, 127, 128, 300, 700)  # from 128 on a prompt spans both ranks
 MAX_DELAY_S = 1.0
-# Allocators and caches may still grow a little; a leak of a round's KV or logits would not hide here.
+# Allocators and caches may still grow a little; a leak of a round's KV would not hide here.
 RSS_SLACK_BYTES = 24 * 2**20
 
 
