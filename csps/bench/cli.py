@@ -41,11 +41,17 @@ def _lengths(flag: str, text: str) -> list[int]:
 def _show(rows: list[dict[str, object]], *columns: str) -> None:
     table = Table()
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     for row in rows:
         cells = (row[column] for column in columns)
-        table.add_row(*(f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells))
+        table.add_row(*map(_cell, cells))
     console.print(table)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, int | float) and abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @app.command()
