@@ -302,6 +302,11 @@ def submit(
     csps submit --file report.txt --prompt "What changed in March?"
 
     git log -p | csps submit --file - --prompt "Summarize these changes."
+
+    csps submit --raw --prompt "Once upon a time" --temperature 0.8 --json story.json
+
+    Without --file and --prompt, standard input is the prompt. The answer goes to standard
+    output, progress and timings to standard error. Ctrl-C ends the request on the server.
     """
     stdin = None if sys.stdin.isatty() else sys.stdin.buffer
     submission = Submission(

@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from csps.core.errors import ConfigError
+from csps.core.errors import ConfigError, CspsError
 from csps.core.request import SamplingParams
 from csps.percentiles import gaps_ms, percentile
-from csps.rpc.client import Chunk, Complete, GenerationClient, Progress
+from csps.rpc.client import Chunk, Complete, GenerationClient, Progress, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +39,10 @@ class Answer:
     started: float = field(default_factory=time.monotonic)
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     arrivals: list[float] = field(default_factory=list)
     complete: Complete | None = None
+    error: str | None = None
 
 
 def read_prompt(file: Path | None, question: str, stdin: IO[bytes] | None) -> str:
@@ -68,21 +69,36 @@ def _decode(data: bytes, source: str) -> str:
 
 
 async def submit(submission: Submission, console: Console) -> None:
-    """Stream the answer to stdout, progress and report to `console` (stderr)."""
+    """Stream the answer to stdout, progress and report to `console` (stderr).
+
+    The JSON is written also when the request fails or is cancelled: with what came until then,
+    and `error`. ConfigError if it cannot be written, before anything is sent.
+    """
     answer = Answer()
-    async with GenerationClient(submission.target) as client:
-        prompt: str | list[tuple[str, str]] = submission.prompt
-        if not submission.raw:
-            if not (await client.model_info()).has_chat_template:
-                raise ConfigError("the model has no chat template: add --raw to send plain text")
-            system = [("system", submission.system)] if submission.system else []
-            prompt = [*system, ("user", submission.prompt)]
-        await _stream(client, prompt, submission, answer, console)
+    _write_json(submission.json_path, answer)
+    try:
+        async with GenerationClient(submission.target) as client:
+            prompt = await _prompt(client, submission)
+            await _stream(client, prompt, submission, answer, console)
+    except CspsError as error:
+        answer.error = str(error)
+        raise
+    except asyncio.CancelledError:
+        answer.error = "cancelled"
+        raise
+    finally:
+        _write_json(submission.json_path, answer)
     if answer.complete is not None:
-        console.print(_report(answer), highlight=False)
-    if submission.json_path is not None:
-        report = json.dumps(_json(answer), indent=2, ensure_ascii=False)
-        await asyncio.to_thread(submission.json_path.write_text, report + "\n")
+        console.print(_report(answer), highlight=False, soft_wrap=True)
+
+
+async def _prompt(client: GenerationClient, submission: Submission) -> str | list[tuple[str, str]]:
+    if submission.raw:
+        return submission.prompt
+    if not (await client.model_info(submission.timeout_s)).has_chat_template:
+        raise ConfigError("the model has no chat template: add --raw to send plain text")
+    system = [("system", submission.system)] if submission.system else []
+    return [*system, ("user", submission.prompt)]
 
 
 async def _stream(
@@ -142,19 +158,31 @@ def _report(answer: Answer) -> str:
     )
 
 
+def _write_json(path: Path | None, answer: Answer) -> None:
+    if path is None:
+        return
+    try:
+        path.write_text(json.dumps(_json(answer), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    except OSError as error:
+        raise ConfigError(f"--json: {path}: {error.strerror}") from None
+
+
 def _json(answer: Answer) -> dict[str, object]:
     gaps = gaps_ms(answer.arrivals)
+    complete = answer.complete
     return {
         "text": answer.text,
         "token_ids": answer.token_ids,
-        "logprobs": answer.logprobs,
-        "finish_reason": answer.complete.finish_reason if answer.complete else None,
+        "logprobs": [asdict(entry) for entry in answer.logprobs],
+        "finish_reason": complete.finish_reason if complete else None,
+        "error": answer.error,
         "usage": {
-            "prompt_tokens": answer.complete.prompt_tokens if answer.complete else 0,
+            "prompt_tokens": complete.prompt_tokens if complete else None,
             "output_tokens": len(answer.token_ids),
         },
-        "timings": asdict(answer.complete) if answer.complete else None,
+        "timings": asdict(complete) if complete else None,
         "client_ttft_s": answer.arrivals[0] - answer.started if answer.arrivals else None,
         "tbt_ms_p50": percentile(gaps, 0.5),
         "tbt_ms_p99": percentile(gaps, 0.99),
+        "tbt_ms": gaps,
     }

@@ -1,6 +1,8 @@
 """The `csps bench` commands."""
 
 import asyncio
+import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +18,7 @@ from csps.checkpoint.locate import DEFAULT_MODEL
 from csps.core.config import DType
 from csps.core.errors import ConfigError
 
-app = typer.Typer(help="Measure a real server; every bench takes --json FILE.")
+app = typer.Typer(no_args_is_help=True)
 console = Console()
 
 Model = Annotated[str, typer.Option(help="As in csps serve.")]
@@ -54,6 +56,13 @@ def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+@app.callback()
+def main() -> None:
+    """Measure a real server, started for it; every bench takes --json FILE."""
+    # SIGTERM unwinds like Ctrl-C does, so that the server never outlives its bench.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
 @app.command()
 def prefill(
     tokens: Annotated[str, typer.Option(help="Prompt lengths, by commas.")] = "2048,8000",
@@ -68,13 +77,15 @@ def prefill(
     json_file: Json = None,
 ) -> None:
     """Time to first token of one prompt at a time, and where it went."""
+    record.check_writable(json_file)
     flags = ServerFlags(model, ranks, threads_per_rank, dtype, stage_tokens)
     prompts = [prompt_ids(model, n, text, seed) for n in _lengths("--tokens", tokens)]
     results = asyncio.run(steps.prefill(flags, prompts, repeat))
     _show([{**row["runs"][-1], **row} for row in results],  # type: ignore[index, dict-item]
           "tokens", "ttft_s", "prefill_tok_s", "compute_s", "comm_s", "exposed_comm_s",
           "bytes_moved")  # fmt: skip
-    record.write(json_file, "prefill", _parameters(flags, text, seed), results)
+    parameters = _parameters(flags, text, seed, tokens=tokens, repeat=repeat)
+    record.write(json_file, "prefill", parameters, results)
 
 
 @app.command()
@@ -92,12 +103,14 @@ def decode(
     json_file: Json = None,
 ) -> None:
     """Time between tokens, and the bytes a token moves against the formula."""
+    record.check_writable(json_file)
     flags = ServerFlags(model, ranks, threads_per_rank, dtype, stage_tokens)
     contexts = [prompt_ids(model, n, text, seed) for n in _lengths("--context", context)]
     results = asyncio.run(steps.decode(flags, contexts, output, batch))
     _show(results, "context", "batch", "tbt_ms_p50", "tbt_ms_p99", "tok_s",
           "bytes_per_token", "bytes_formula", "bytes_ratio")  # fmt: skip
-    record.write(json_file, "decode", _parameters(flags, text, seed), results)
+    parameters = _parameters(flags, text, seed, context=context, output=output, batch=batch)
+    record.write(json_file, "decode", parameters, results)
 
 
 @app.command("interference")
@@ -105,7 +118,7 @@ def interference_command(
     tokens: Annotated[int, typer.Option(min=1, help="Length of the disturbing prompt.")] = 8000,
     context: Annotated[str, typer.Option(help="Contexts of the stream.")] = "100,2000",
     quiet_tokens: Annotated[int, typer.Option(min=10, help="Tokens before the prompt.")] = 200,
-    output: Annotated[int, typer.Option(min=100, help="Tokens of the stream at most.")] = 2500,
+    output: Annotated[int, typer.Option(min=2, help="Tokens of the stream at most.")] = 2500,
     ranks: Ranks = 2,
     threads_per_rank: Threads = 1,
     model: Model = DEFAULT_MODEL,
@@ -116,6 +129,7 @@ def interference_command(
     json_file: Json = None,
 ) -> None:
     """Time between tokens of a running stream, quiet and while a long prompt prefills."""
+    record.check_writable(json_file)
     flags = ServerFlags(model, ranks, threads_per_rank, dtype, stage_tokens)
     prompt = prompt_ids(model, tokens, text, seed)
     results = [
@@ -134,7 +148,10 @@ def interference_command(
     ]  # fmt: skip
     _show(rows, "context", "ttft_s", "quiet_p50", "quiet_p99", "busy_p50", "busy_p99",
           "p50_ratio", "p99_ratio")  # fmt: skip
-    record.write(json_file, "interference", _parameters(flags, text, seed), results)
+    parameters = _parameters(
+        flags, text, seed, tokens=tokens, context=context, quiet_tokens=quiet_tokens, output=output
+    )
+    record.write(json_file, "interference", parameters, results)
 
 
 @app.command("peers")
@@ -155,6 +172,7 @@ def peers_command(
     json_file: Json = None,
 ) -> None:
     """CSPS beside Hugging Face transformers (SDPA), on the same tokens and cores."""
+    record.check_writable(json_file)
     flags = ServerFlags(model, ranks, threads_per_rank, dtype, stage_tokens)
     prompt = prompt_ids(model, tokens, text, seed)
     results = asyncio.run(peers(flags, prompt, output, peer_dtypes.split(","), repeat, console))
@@ -167,11 +185,17 @@ def peers_command(
         ],
         "system", "ttft_s", "ttft / csps", "tbt_ms_p50", "tbt / csps",
     )  # fmt: skip
-    record.write(json_file, "peers", _parameters(flags, text, seed), results)
+    parameters = _parameters(
+        flags, text, seed, tokens=tokens, output=output, peer_dtypes=peer_dtypes, repeat=repeat
+    )
+    record.write(json_file, "peers", parameters, results)
 
 
-def _parameters(flags: ServerFlags, text: Path | None, seed: int) -> dict[str, object]:
+def _parameters(
+    flags: ServerFlags, text: Path | None, seed: int, **others: object
+) -> dict[str, object]:
     return {
+        **others,
         "server": flags.arguments(),
         "text": str(text.name) if text else None,
         "seed": seed,

@@ -35,15 +35,28 @@ class ServerFlags:
 
 
 def prompt_ids(model: str, num_tokens: int, text: Path | None, seed: int) -> list[int]:
-    """The first tokens of a real text, or random ones (the same for the same seed)."""
+    """The first tokens of a real text, or random ones (the same for the same seed).
+
+    ConfigError if the text cannot be read or is too short.
+    """
+    document = None if text is None else _read(text)
     tokenizer = load_tokenizer(locate(model))
-    if text is None:
+    if document is None:
         plain = sorted(set(range(tokenizer.vocab_size)) - tokenizer.special_ids)
         return random.Random(seed).choices(plain, k=num_tokens)
-    token_ids = tokenizer.encode(text.read_text(), add_special_tokens=True)
+    token_ids = tokenizer.encode(document, add_special_tokens=True)
     if len(token_ids) < num_tokens:
         raise ConfigError(f"--text: {text} has {len(token_ids)} tokens, {num_tokens} are needed")
     return token_ids[:num_tokens]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise ConfigError(f"--text: {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--text: {path}: not UTF-8 at byte {error.start}") from None
 
 
 @dataclass(slots=True)

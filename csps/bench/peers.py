@@ -2,8 +2,8 @@
 
 import asyncio
 import json
-import subprocess
 import sys
+from asyncio.subprocess import PIPE
 from importlib.util import find_spec
 from statistics import median
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from csps.bench.measure import ServerFlags, request
 from csps.bench.server import ServerProcess
 from csps.checkpoint.locate import locate
+from csps.core.config import DType
 from csps.core.errors import ConfigError
 from csps.percentiles import gaps_ms
 from csps.rpc.client import GenerationClient
@@ -30,12 +31,15 @@ async def peers(
     """Samples and medians of CSPS and of transformers in each dtype, and the ratios."""
     if find_spec("transformers") is None:
         raise ConfigError("bench peers: transformers is not installed; pip install 'csps[dev]'")
+    for dtype in peer_dtypes:
+        if dtype not in list(DType):
+            raise ConfigError(f"--peer-dtypes: {dtype!r} is none of {', '.join(DType)}")
     threads = flags.ranks * flags.threads_per_rank
     samples: dict[str, list[Sample]] = {}
     for round_number in range(repeat):
         for dtype in peer_dtypes:
             console.print(f"round {round_number + 1}: transformers, {dtype}, {threads} threads ...")
-            sample = await asyncio.to_thread(_transformers, flags, prompt, output, dtype, threads)
+            sample = await _transformers(flags, prompt, output, dtype, threads)
             samples.setdefault(f"transformers {dtype}", []).append(sample)
         console.print(f"round {round_number + 1}: csps, {flags.dtype}, {flags.ranks} ranks ...")
         samples.setdefault("csps", []).append(await _csps(flags, prompt, output))
@@ -47,11 +51,13 @@ async def peers(
         for name, runs in samples.items()
     }
     ours = medians["csps"]
+    # In each column the fastest peer: no peer is held back by a type that its machine lacks.
+    best = {key: min(row[key] for name, row in medians.items() if name != "csps") for key in ours}
     return {
-        "medians": medians,
+        "medians": medians | {"best peer": best},
         "peer_over_csps": {
             name: {key: theirs[key] / ours[key] for key in ours}
-            for name, theirs in medians.items()
+            for name, theirs in (medians | {"best peer": best}).items()
             if name != "csps"
         },
         "samples": samples,
@@ -70,7 +76,7 @@ async def _csps(flags: ServerFlags, prompt: list[int], output: int) -> Sample:
     }
 
 
-def _transformers(
+async def _transformers(
     flags: ServerFlags, prompt: list[int], output: int, dtype: str, threads: int
 ) -> Sample:
     question = {
@@ -80,14 +86,19 @@ def _transformers(
         "token_ids": prompt,
         "output": output,
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "csps.bench.peer_transformers"],
-        input=json.dumps(question),
-        capture_output=True,
-        text=True,
-        check=False,
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "csps.bench.peer_transformers"),
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
     )
-    if done.returncode:
-        raise ConfigError(f"bench peers: transformers failed:\n{done.stderr[-2000:]}")
-    answer: Sample = json.loads(done.stdout)
+    try:
+        out, log = await process.communicate(json.dumps(question).encode())
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode:
+        raise ConfigError(f"bench peers: transformers failed:\n{log.decode()[-2000:]}")
+    answer: Sample = json.loads(out)
     return answer

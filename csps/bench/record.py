@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -11,6 +12,19 @@ from pathlib import Path
 
 import psutil
 
+from csps.core.errors import ConfigError
+
+
+def check_writable(path: Path | None) -> None:
+    """ConfigError if `write` could not write there: known before minutes of measuring."""
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError as error:
+        raise ConfigError(f"--json: {path}: {error.strerror}") from None
+
 
 def write(path: Path | None, bench: str, parameters: object, results: object) -> None:
     """Write one run's JSON; nothing if no path was given."""
@@ -18,14 +32,13 @@ def write(path: Path | None, bench: str, parameters: object, results: object) ->
         return
     record = {
         "bench": bench,
-        "command": "csps " + " ".join(sys.argv[1:]),
+        "command": shlex.join(["csps", *sys.argv[1:]]),
         "commit": _commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": _machine(),
         "parameters": parameters,
         "results": results,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -1,14 +1,16 @@
 """A real `csps serve` as a child process, for as long as a bench needs it."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+
+import psutil
 
 from csps.core.errors import UnavailableError
 
@@ -61,13 +63,18 @@ class ServerProcess:
         raise UnavailableError(f"csps serve was not ready in time:\n{self.log[-2000:]}")
 
     def stop(self) -> int:
-        """End it as Ctrl-C does; its exit status. Killed if it does not end."""
+        """End it as Ctrl-C does; its exit status. Killed, with its ranks, if it does not end."""
         if self.process.poll() is None:
+            # Ranks have process groups of their own: killing the server's would leave them.
+            family = psutil.Process(self.process.pid).children(recursive=True)
             self.process.send_signal(signal.SIGINT)
             try:
                 self.process.wait(STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
-                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.kill()
+                for child in family:
+                    with suppress(psutil.NoSuchProcess):
+                        child.kill()
         return self.process.wait()
 
     def __enter__(self) -> "ServerProcess":
@@ -76,6 +83,7 @@ class ServerProcess:
             self.wait_ready()
         except BaseException:
             self.stop()
+            self._directory.cleanup()
             raise
         return self
 

@@ -1,5 +1,6 @@
 """An asyncio client of csps.v1.Generation, for submit, the benches and replay."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -7,7 +8,7 @@ from typing import TypeVar
 
 import grpc
 
-from csps.core.errors import CspsError
+from csps.core.errors import CspsError, InvalidRequestError
 from csps.core.request import FinishReason, SamplingParams
 from csps.rpc import convert
 from csps.rpc.options import COMMON_OPTIONS
@@ -42,12 +43,20 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Natural log-probability of a drawn token; `top`: (token id, its own), likeliest first."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """New tokens, and text that became final. `logprobs` is empty unless asked for."""
 
     token_ids: tuple[int, ...]
     text: str
-    logprobs: tuple[float, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +103,30 @@ class GenerationClient:
         model: str = "",
         timeout_s: float | None = None,
     ) -> AsyncIterator[Event]:
-        """Stream one request. Closing the iterator early cancels it. Raises ServerError."""
-        request = pb.GenerateRequest(
-            request_id=request_id, model=model, sampling=convert.sampling_to_proto(sampling)
-        )
-        _set_prompt(request, prompt)
+        """Stream one request. Closing the iterator early cancels it.
+
+        Raises ServerError; InvalidRequestError if the request does not fit its message, such
+        as a number beyond its type or text with a lone surrogate.
+        """
+        try:
+            request = pb.GenerateRequest(
+                request_id=request_id, model=model, sampling=convert.sampling_to_proto(sampling)
+            )
+            _set_prompt(request, prompt)
+        except ValueError as error:
+            raise InvalidRequestError("request", f"cannot be sent: {error}") from None
         call = self._stub.Generate(request, timeout=timeout_s)
         try:
             async for response in call:
                 yield _event(response)
         except grpc.aio.AioRpcError as error:
             raise self._error(error) from None
+        except asyncio.CancelledError:
+            # grpc.aio raises this also when the server answers CANCELLED and nobody here did.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise ServerError("CANCELLED", await call.details() or "by the server") from None
         finally:
             call.cancel()
 
@@ -112,8 +134,9 @@ class GenerationClient:
         """End a live request. ServerError (NOT_FOUND) if there is none."""
         await self._unary(self._stub.Abort(pb.AbortRequest(request_id=request_id)))
 
-    async def model_info(self) -> pb.GetModelInfoResponse:
-        return await self._unary(self._stub.GetModelInfo(pb.GetModelInfoRequest()))
+    async def model_info(self, timeout_s: float | None = None) -> pb.GetModelInfoResponse:
+        call = self._stub.GetModelInfo(pb.GetModelInfoRequest(), timeout=timeout_s)
+        return await self._unary(call)
 
     async def server_info(self) -> pb.GetServerInfoResponse:
         return await self._unary(self._stub.GetServerInfo(pb.GetServerInfoRequest()))
@@ -129,8 +152,10 @@ class GenerationClient:
 
     def _error(self, error: grpc.aio.AioRpcError) -> ServerError:
         details = error.details() or ""
-        if error.code() is grpc.StatusCode.UNAVAILABLE and "connect" in details:
+        if error.code() is grpc.StatusCode.UNAVAILABLE and "connect to" in details:
             details = f"no server answers at {self.target} ({details})"
+        elif error.code() is grpc.StatusCode.UNAVAILABLE and "ocket closed" in details:
+            details = f"the connection to {self.target} was lost ({details})"
         return ServerError(error.code().name, details)
 
 
@@ -152,7 +177,10 @@ def _event(response: pb.GenerateResponse) -> Event:
         return Progress(progress.queued, progress.prefilled_tokens, progress.total_tokens)
     if kind == "chunk":
         chunk = response.chunk
-        logprobs = tuple(entry.logprob for entry in chunk.logprobs)
+        logprobs = tuple(
+            TokenLogprob(entry.logprob, tuple((top.token_id, top.logprob) for top in entry.top))
+            for entry in chunk.logprobs
+        )
         return Chunk(tuple(chunk.token_ids), chunk.text, logprobs)
     complete = response.complete
     timings = complete.timings

@@ -1,5 +1,6 @@
 """Errors to statuses, for every method: what a client sees when something is wrong."""
 
+import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -47,8 +48,11 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             return handler  # Attach: its errors are the fleet's own
         decode = _decoder(handler.request_deserializer)
         if handler.response_streaming:
+            # A method may also be a coroutine that writes to its context (health's Watch is).
+            is_generator = inspect.isasyncgenfunction(handler.unary_stream)
+            wrap = _stream if is_generator else _unary
             return grpc.unary_stream_rpc_method_handler(
-                _stream(handler.unary_stream), decode, handler.response_serializer
+                wrap(handler.unary_stream), decode, handler.response_serializer
             )
         return grpc.unary_unary_rpc_method_handler(
             _unary(handler.unary_unary), decode, handler.response_serializer

@@ -96,7 +96,8 @@ async def churn(model: Path, store: Path) -> None:
         async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as group:
             for number in range(NUM_STREAMS):
                 group.create_task(one_stream(stub, number))
-        while (await stub.GetLoad(pb.GetLoadRequest())).num_running:
+        # Polled: the server is asked, as a load balancer would.
+        while (await stub.GetLoad(pb.GetLoadRequest())).num_running:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         await asyncio.sleep(0.5)
         check_no_stream_is_remembered(num_tasks)
