@@ -1,0 +1,108 @@
+"""What an operator can get wrong: one line that names the flag, status 1, nothing left over."""
+
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.checkpoints import edit_json
+from tests.e2e.harness import BAD_LOG
+
+TIMEOUT_S = 60.0
+
+
+def fails(*flags: str) -> str:
+    """The last line of `csps serve` with these flags, after checks that it ended well."""
+    command = [sys.executable, "-m", "csps", "serve", "--port", "0", *flags]
+    before = ranks()
+    end = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    log = end.stdout + end.stderr
+    assert end.returncode == 1, log
+    assert not [text for text in BAD_LOG if text in log], log
+    assert ranks() <= before, "a rank outlives the server"
+    error = log.splitlines()[-1]
+    assert error.startswith("error: "), log
+    return error
+
+
+def ranks() -> set[int]:
+    """Worker processes whose coordinator is gone: PID 1 has taken them over."""
+    return {
+        process.pid
+        for process in psutil.process_iter(["cmdline", "ppid"])
+        if process.info["ppid"] == 1 and "--coordinator" in (process.info["cmdline"] or ())
+    }
+
+
+def contains(error: str, parts: Sequence[str]) -> bool:
+    return all(part in error for part in parts)
+
+
+BEFORE_ANY_RANK = {
+    "unknown model": (["--model", "/nowhere/llama"], ["/nowhere/llama", "no such"]),
+    "tp": (["--workers", "3", "--tp", "2"], ["--tp", "2", "3"]),
+    "kv-memory": (["--kv-memory", "lots"], ["--kv-memory", "'lots'", "512MiB"]),
+    "negative kv-memory": (["--kv-memory", "-1GiB"], ["--kv-memory"]),
+    "no ranks": (["--workers", "0"], ["--workers", "--ranks"]),
+    "both kinds of ranks": (["--workers", "1", "--ranks", "1"], ["--workers", "--ranks"]),
+    "control": (["--control", "here"], ["--control", "HOST:PORT", "'here'"]),
+    "log level": (["--log-level", "LOUD"], ["--log-level", "'LOUD'", "INFO"]),
+    "context": (["--max-model-len", "99999999"], ["--max-model-len", "99999999"]),
+    "host": (["--host", "300.1.2.3"], ["--port", "300.1.2.3"]),
+}
+
+
+@pytest.mark.parametrize("name", BEFORE_ANY_RANK)
+def test_a_wrong_flag(name: str) -> None:
+    flags, parts = BEFORE_ANY_RANK[name]
+    error = fails(*flags)
+    assert contains(error, parts), error
+
+
+def test_a_port_in_use() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        error = fails("--port", port)
+        assert contains(error, ["--port", port]), error
+        error = fails("--control", f"127.0.0.1:{port}")
+        assert contains(error, ["--control", port]), error
+
+
+def test_a_ready_file_that_cannot_be_written(tiny: Path) -> None:
+    error = fails("--model", str(tiny), "--ready-file", "/nowhere/ready.json")
+    assert contains(error, ["--ready-file", "/nowhere/ready.json"]), error
+
+
+def test_a_model_of_another_architecture(tiny: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny, tmp_path / "other")
+    edit_json(
+        tmp_path / "other/config.json", architectures=["MambaForCausalLM"], model_type="mamba"
+    )
+    error = fails("--model", str(tmp_path / "other"))
+    assert "MambaForCausalLM" in error, error
+
+
+def test_weights_that_only_the_ranks_read(tiny: Path, tmp_path: Path) -> None:
+    """The ranks find out; the coordinator says it once and ends them."""
+    shutil.copytree(tiny, tmp_path / "broken")
+    (tmp_path / "broken/model.safetensors").unlink()
+    error = fails("--model", str(tmp_path / "broken"), "--workers", "2")
+    assert contains(error, ["rank", "failed", "safetensors"]), error
+
+
+def test_too_little_kv_memory(tiny: Path) -> None:
+    error = fails("--model", str(tiny), "--kv-memory", "1KiB")
+    assert contains(error, ["rank 0", "--kv-memory", "block of 64 tokens", "bytes"]), error
+
+
+def test_heads_that_tp_does_not_divide(tiny: Path) -> None:
+    """3 KV heads over 4 ranks."""
+    error = fails("--model", str(tiny), "--workers", "4", "--tp", "4")
+    assert contains(error, ["--tp", "4", "3"]), error
