@@ -169,6 +169,8 @@ def serve(
     control_host, _, control_port = control.rpartition(":")
     if not control_host or not control_port.isdigit():
         raise ConfigError(f"--control: expected HOST:PORT, got {control!r}")
+    if ready_file is not None and not ready_file.absolute().parent.is_dir():
+        raise ConfigError(f"--ready-file: {ready_file}: no such directory")
     config = ServerConfig(
         setup=WorkerSetup(
             model=model,

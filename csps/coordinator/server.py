@@ -202,9 +202,8 @@ class Server:
 
 def _bind(server: grpc.aio.Server, host: str, port: int, flag: str) -> int:
     try:
-        bound = server.add_insecure_port(f"{host}:{port}")
-    except RuntimeError as error:
-        raise UnavailableError(f"{flag}: cannot listen on {host}:{port}: {error}") from error
-    if not bound:
-        raise UnavailableError(f"{flag}: cannot listen on {host}:{port}")
-    return bound
+        return server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError as error:  # its text says less
+        raise UnavailableError(
+            f"{flag}: cannot listen on {host}:{port}: in use, or no address of this machine"
+        ) from error

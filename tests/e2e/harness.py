@@ -1,19 +1,23 @@
 """Starts the real server for tests and talks to it over plain gRPC."""
 
+import contextlib
 import random
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import grpc
 import psutil
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from csps.bench.server import ServerProcess
 from csps.v1 import generation_pb2 as pb
 from csps.v1 import generation_pb2_grpc
 
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 RPC_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
 # Python shares connections between channels to one address; a test that closes one must not.
@@ -102,7 +106,25 @@ class Running(Client):
         return self.server.process.wait(timeout)
 
 
-@contextmanager
+class Watch(threading.Thread):
+    """What health's Watch says, as it says it."""
+
+    def __init__(self, target: str, service: str = "") -> None:
+        super().__init__(daemon=True)
+        self.seen: list[int] = []
+        self.channel = grpc.insecure_channel(target)
+        self._service = service
+        self.start()
+
+    def run(self) -> None:
+        stub = health_pb2_grpc.HealthStub(self.channel)
+        message = health_pb2.HealthCheckRequest(service=self._service)
+        with contextlib.suppress(grpc.RpcError):
+            for response in stub.Watch(message, timeout=RPC_TIMEOUT_S, wait_for_ready=True):
+                self.seen.append(response.status)
+
+
+@contextlib.contextmanager
 def serve(*flags: str) -> Iterator[Running]:
     """A ready server, always ended; its log must hold no traceback, its ranks must be gone."""
     server = ServerProcess(*flags)

@@ -9,15 +9,16 @@ from pathlib import Path
 import grpc
 import psutil
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from csps.bench.server import ServerProcess
 from tests.e2e.harness import (
-    RPC_TIMEOUT_S,
+    NOT_SERVING,
+    SERVING,
     STOP_TIMEOUT_S,
     Answer,
     Client,
     Running,
+    Watch,
     alive,
     assert_clean,
     eventually,
@@ -27,9 +28,6 @@ from tests.e2e.harness import (
     serve,
     tail,
 )
-
-SERVING = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class Stream(threading.Thread):
@@ -50,24 +48,6 @@ class Stream(threading.Thread):
                 self.answer.take(response)
         except grpc.RpcError as error:
             self.error = error
-
-
-class Watch(threading.Thread):
-    """What health's Watch says, as it says it."""
-
-    def __init__(self, target: str, service: str = "") -> None:
-        super().__init__(daemon=True)
-        self.seen: list[int] = []
-        self.channel = grpc.insecure_channel(target)
-        self._service = service
-        self.start()
-
-    def run(self) -> None:
-        stub = health_pb2_grpc.HealthStub(self.channel)
-        message = health_pb2.HealthCheckRequest(service=self._service)
-        with contextlib.suppress(grpc.RpcError):
-            for response in stub.Watch(message, timeout=RPC_TIMEOUT_S, wait_for_ready=True):
-                self.seen.append(response.status)
 
 
 def flags(model: Path, *more: str, workers: int = 2) -> tuple[str, ...]:

@@ -1,68 +1,98 @@
-"""Ranks that torchrun starts join a coordinator that starts none."""
+"""Ranks that torchrun starts and that join a waiting server."""
 
-import os
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+import pytest
+
 from csps.bench.server import ServerProcess
-from tests.e2e.harness import Client, assert_clean, free_port, prompt, request
+from tests.e2e.harness import Client, alive, assert_clean, eventually, free_port, prompt, request
+
+TIMEOUT_S = 60.0
 
 
-@contextmanager
-def torchrun(num_ranks: int, control: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`torchrun -m csps worker`, always ended."""
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(num_ranks)),
-        *("--master-addr", "127.0.0.1", "--master-port", str(free_port())),
-        *("-m", "csps", "worker", "--coordinator", control),
-    ]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.communicate(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+class Torchrun:
+    """`torchrun -m csps worker` on this machine; ended with its ranks."""
+
+    def __init__(self, coordinator: str, num_ranks: int) -> None:
+        launch = ["--nproc-per-node", str(num_ranks), "--master-port", str(free_port())]
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", *launch),
+                *("-m", "csps", "worker", "--coordinator", coordinator, "--join-timeout", "30"),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def wait(self) -> tuple[int, str]:
+        log, _ = self.process.communicate(timeout=TIMEOUT_S)
+        return self.process.returncode, log
+
+    def __enter__(self) -> "Torchrun":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.process.poll() is None:
+            family = psutil.Process(self.process.pid).children(recursive=True)
+            self.process.terminate()
+            for process in alive(family):
+                process.kill()
+            self.process.communicate(timeout=TIMEOUT_S)
 
 
-def serve_two(tiny: Path, control: str) -> ServerProcess:
-    return ServerProcess(
-        *("--workers", "0", "--ranks", "2", "--control", control),
-        *("--model", str(tiny), "--dtype", "float32", "--long-tokens", "128"),
-    )
-
-
-def test_torchrun_ranks_serve(tiny: Path, two_ranks) -> None:
+@pytest.fixture
+def waiting(tiny: Path) -> ServerProcess:
+    """A server that waits for two ranks; its control address in `control`."""
     control = f"127.0.0.1:{free_port()}"
-    asked = request(prompt(300), max_tokens=20, ignore_eos=True)
-    with torchrun(2, control) as ranks, serve_two(tiny, control) as server:
-        client = Client(server.target)
-        assert client.generate(asked).token_ids == two_ranks.generate(asked).token_ids
-        client.close()
-        assert server.stop() == 0
-        assert ranks.wait(30) == 0
-        assert_clean(server.log)
-
-
-def test_a_wrong_number_of_ranks_is_refused(tiny: Path) -> None:
-    control = f"127.0.0.1:{free_port()}"
-    server = serve_two(tiny, control)
+    server = ServerProcess(
+        *("--model", str(tiny), "--workers", "0", "--ranks", "2", "--control", control),
+        *("--dtype", "float32", "--block-size", "16", "--long-tokens", "128"),
+    )
+    server.control = control
     server.start()
-    try:
-        with torchrun(1, control) as ranks:
-            output, _ = ranks.communicate(timeout=60)
-            assert ranks.returncode != 0
-            assert b"launched with 1 ranks, the coordinator expects 2" in output
-    finally:
-        server.stop()
-        server.__exit__(None, None, None)
+    yield server
+    server.__exit__(None, None, None)
+
+
+def test_torchrun_ranks_serve_and_leave(waiting: ServerProcess) -> None:
+    assert eventually(lambda: waiting.control in waiting.log, TIMEOUT_S)
+    with Torchrun(waiting.control, 2) as ranks:
+        waiting.wait_ready()
+        client = Client(waiting.target)
+        answer = client.generate(request(prompt(300), max_tokens=20, ignore_eos=True))
+        assert len(answer.token_ids) == 20
+        client.close()
+        assert waiting.stop() == 0
+        status, log = ranks.wait()
+        assert status == 0, log
+        assert_clean(log)
+    assert_clean(waiting.log)
+
+
+def test_a_wrong_world_size_is_refused_on_both_sides(waiting: ServerProcess) -> None:
+    with Torchrun(waiting.control, 1) as ranks:
+        status, log = ranks.wait()
+    problem = "worker was launched with 1 ranks, the coordinator expects 2 (--ranks)"
+    assert status != 0
+    assert problem in log
+    assert "refused rank 0" in waiting.log
+    assert problem in waiting.log
+    assert waiting.process.poll() is None, "the server waits for the right ranks"
+    assert waiting.stop() == 0
+    assert_clean(waiting.log)
+
+
+def test_ranks_give_up_when_no_coordinator_answers() -> None:
+    target = f"127.0.0.1:{free_port()}"
+    command = ["-m", "csps", "worker", "--coordinator", target, "--join-timeout", "1"]
+    end = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+    assert end.returncode == 1
+    assert end.stderr.splitlines()[-1] == (
+        f"error: no coordinator answers at {target} after 1 s (--join-timeout)"
+    )

@@ -1,0 +1,188 @@
+"""Real ranks for tests: processes over Gloo that run the engine on plans of the real scheduler."""
+
+import multiprocessing
+import tempfile
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from csps.core.config import DType, WorkerSetup
+from csps.core.plan import Lane, SampledToken, StepPlan, StepResult
+from csps.core.request import SamplingParams
+from csps.rpc import convert
+from csps.sched.config import SchedulerConfig
+from csps.sched.disagg import DisaggScheduler
+from csps.sched.sequence import Sequence
+from csps.worker.build import Place, build_runner, connect_ranks
+
+TIMEOUT_S = 120.0
+
+
+def run_ranks(world_size: int, work: Callable[..., Any], *arguments: object) -> list[Any]:
+    """`work(place, *arguments)` in each of `world_size` processes; what each returned, by rank.
+
+    AssertionError with the traceback of the first rank that failed; no process outlives this.
+    """
+    context = multiprocessing.get_context("spawn")
+    answers: Any = context.Queue()
+    with tempfile.TemporaryDirectory() as directory:
+        processes = [
+            context.Process(
+                target=_main,
+                args=(answers, rank, world_size, f"file://{directory}/store", work, arguments),
+                daemon=True,
+            )
+            for rank in range(world_size)
+        ]
+        for process in processes:
+            process.start()
+        try:
+            results = {}
+            for _ in processes:
+                rank, result, trace = answers.get(timeout=TIMEOUT_S)
+                assert trace is None, f"rank {rank}:\n{trace}"
+                results[rank] = result
+        except Empty:
+            raise AssertionError(f"ranks did not finish in {TIMEOUT_S} s") from None
+        finally:
+            for process in processes:
+                process.join(5.0)
+                process.kill()
+                process.join()
+    return [results[rank] for rank in range(world_size)]
+
+
+def _main(
+    answers: Any,
+    rank: int,
+    world_size: int,
+    rendezvous: str,
+    work: Callable[..., Any],
+    arguments: tuple[object, ...],
+) -> None:
+    torch.set_num_threads(1)
+    try:
+        place = Place(rank, world_size, rank, world_size, rendezvous)
+        answers.put((rank, work(place, *arguments), None))
+    except BaseException:
+        answers.put((rank, None, traceback.format_exc()))
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request of a job; `abort_after` drawn tokens it is cancelled."""
+
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+    start_step: int = 0
+    abort_after: int | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to serve. Scheduler sizes are small so that tiny prompts span, stage and preempt."""
+
+    model: Path
+    requests: tuple[Request, ...]
+    tp: int = 1
+    block_size: int = 4
+    num_pages: int = 200
+    stage_tokens: int = 64
+    long_tokens: int = 16
+    max_model_len: int = 512
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job's ranks agree on, and what this rank did."""
+
+    outputs: tuple[tuple[int, ...], ...]
+    results: tuple[StepResult, ...]
+    plans: tuple[StepPlan, ...]
+    max_blocks: tuple[tuple[int, ...], ...]  # by request: most blocks held, by rank
+    num_preemptions: int
+
+
+def serve(place: Place, job: Job) -> Outcome:
+    """Run a job to its end. Every rank has the whole scheduler; sampled tokens are exchanged."""
+    setup = WorkerSetup(
+        model=str(job.model),
+        dtype=DType.FLOAT32,
+        block_size=job.block_size,
+        kv_memory_bytes=1 << 28,
+        max_model_len=job.max_model_len,
+        tp=job.tp,
+        threads_per_rank=1,
+        collective_timeout_s=60.0,
+    )
+    mesh = connect_ranks(setup, place, torch.device("cpu"))
+    runner, _ = build_runner(setup, place, mesh)
+    scheduler = DisaggScheduler(
+        SchedulerConfig(
+            num_ranks=mesh.sp,
+            block_size=job.block_size,
+            pages_per_rank=job.num_pages,
+            stage_tokens=job.stage_tokens,
+            long_tokens=job.long_tokens,
+            max_running=64,
+            max_waiting_tokens=1 << 20,
+            max_model_len=job.max_model_len,
+        )
+    )
+    sequences = [Sequence(i, r.prompt, r.sampling) for i, r in enumerate(job.requests)]
+    waiting = dict(enumerate(job.requests))
+    plans: list[StepPlan] = []
+    results: list[StepResult] = []
+    most = [[0] * mesh.sp for _ in sequences]
+    while waiting or any(scheduler.has_work(lane) for lane in Lane):
+        for index in [i for i, r in waiting.items() if r.start_step <= len(plans)]:
+            del waiting[index]
+            scheduler.add(sequences[index])
+        for lane in Lane:
+            plan = scheduler.plan(lane)
+            runner.release(scheduler.released())
+            if plan is None:
+                if not any(scheduler.has_work(other) for other in Lane) and waiting:
+                    waiting = {i: Request(r.prompt, r.sampling) for i, r in waiting.items()}
+                continue
+            plans.append(plan)
+            seen = convert.plan_from_proto(convert.plan_to_proto(plan, mesh.s))
+            results.append(runner.run(seen))
+            for work in plan.work:
+                held = scheduler.ledger.blocks_by_rank(work.seq_id)
+                most[work.seq_id] = [
+                    max(a, b) for a, b in zip(most[work.seq_id], held, strict=True)
+                ]
+            scheduler.complete(plan, _exchange(results[-1].sampled))
+            runner.release(scheduler.released())
+            _abort(scheduler, job, sequences)
+            runner.release(scheduler.released())
+            scheduler.check_integrity()
+    assert scheduler.kv_usage == 0.0
+    assert not runner._states, "a rank still remembers a sequence"
+    dist.destroy_process_group()
+    return Outcome(
+        outputs=tuple(tuple(seq.output_ids) for seq in sequences),
+        results=tuple(results),
+        plans=tuple(plans),
+        max_blocks=tuple(map(tuple, most)),
+        num_preemptions=scheduler.num_preemptions,
+    )
+
+
+def _exchange(sampled: tuple[SampledToken, ...]) -> dict[int, SampledToken]:
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, sampled)
+    return {token.seq_id: token for tokens in everyone for token in tokens}
+
+
+def _abort(scheduler: DisaggScheduler, job: Job, sequences: list[Sequence]) -> None:
+    for seq, request in zip(sequences, job.requests, strict=True):
+        if request.abort_after is not None and len(seq.output_ids) >= request.abort_after:
+            scheduler.abort(seq.seq_id)
