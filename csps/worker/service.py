@@ -175,6 +175,6 @@ class Worker:
 
 
 def _describe(error: grpc.RpcError, coordinator: str) -> str:
-    code = error.code() if isinstance(error, grpc.Call) else "unknown"
-    details = error.details() if isinstance(error, grpc.Call) else str(error)
-    return f"coordinator {coordinator}: {code}: {details}"
+    if not isinstance(error, grpc.Call):
+        return f"coordinator {coordinator}: {error}"
+    return f"coordinator {coordinator}: {error.code().name}: {error.details()}"
