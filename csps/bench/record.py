@@ -32,7 +32,7 @@ def write(path: Path | None, bench: str, parameters: object, results: object) ->
         return
     record = {
         "bench": bench,
-        "command": shlex.join(["csps", *sys.argv[1:]]),
+        "command": " ".join(["csps", shlex.join(sys.argv[1:])]).rstrip(),
         "commit": _commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": _machine(),

@@ -21,7 +21,7 @@ from csps.worker.build import Place
 from csps.worker.service import Worker
 from tests.e2e.harness import prompt, request
 
-NUM_STREAMS = 60
+NUM_STREAMS = 200
 TIMEOUT_S = 60.0
 
 
@@ -67,7 +67,8 @@ async def one_stream(stub: generation_pb2_grpc.GenerationStub, number: int) -> N
     )
     call = stub.Generate(message, timeout=TIMEOUT_S)
     if number % 10:
-        asyncio.get_running_loop().call_later(source.expovariate(1 / 0.05), call.cancel)
+        mean_s = source.choice([0.001, 0.05])
+        asyncio.get_running_loop().call_later(source.expovariate(1 / mean_s), call.cancel)
     with contextlib.suppress(grpc.aio.AioRpcError, asyncio.CancelledError):
         async for _ in call:
             await asyncio.sleep(source.choice([0.0, 0.0, 0.02]))
