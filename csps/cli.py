@@ -21,9 +21,11 @@ from csps.bench.cli import app as bench_app
 from csps.checkpoint.locate import DEFAULT_MODEL
 from csps.coordinator.frontend import ServedModel
 from csps.coordinator.server import Server
+from csps.core.attention import AttentionKind, AttentionParams, CsaConfig, Estimate, Wire
 from csps.core.config import DType, ServerConfig, WorkerSetup
-from csps.core.errors import ConfigError, CspsError
+from csps.core.errors import ConfigError, CspsError, InvalidRequestError
 from csps.core.request import SamplingParams
+from csps.rpc.client import AttentionChoice
 from csps.submit import Submission, read_prompt
 from csps.submit import submit as run_submission
 from csps.units import parse_bytes
@@ -41,6 +43,7 @@ logger = logging.getLogger(__name__)
 SERVE = "Server"
 SHAPE = "Model and ranks"
 SCHEDULE = "Scheduling"
+SPARSE = "Attention of prefill"
 
 
 @app.command()
@@ -122,6 +125,57 @@ def serve(
             rich_help_panel=SCHEDULE,
         ),
     ] = 1_000_000,
+    attention: Annotated[
+        AttentionKind,
+        typer.Option(
+            help="dense: exact. csa: the KV blocks that hold most of the attention, with measured "
+            "recall. csa-distance: near blocks, a baseline. A request may choose another.",
+            rich_help_panel=SPARSE,
+        ),
+    ] = AttentionKind.DENSE,
+    csa_gamma: Annotated[
+        float,
+        typer.Option(help="Share of attention mass csa keeps; 1: all.", rich_help_panel=SPARSE),
+    ] = 0.95,
+    csa_min_recall: Annotated[
+        float,
+        typer.Option(
+            help="A head whose measured recall may be lower widens gamma, then runs dense.",
+            rich_help_panel=SPARSE,
+        ),
+    ] = 0.90,
+    csa_min_tokens: Annotated[
+        int,
+        typer.Option(min=1, help="Shorter prompts are always dense.", rich_help_panel=SPARSE),
+    ] = 2048,
+    csa_rows: Annotated[
+        int,
+        typer.Option(
+            help="Query rows per head and block that choose; more choose better and cost more.",
+            rich_help_panel=SPARSE,
+        ),
+    ] = 8,
+    csa_estimate: Annotated[
+        Estimate,
+        typer.Option(
+            help="What blocks are chosen by: sampled query rows, or mean keys.",
+            rich_help_panel=SPARSE,
+        ),
+    ] = Estimate.ROWS,
+    csa_window: Annotated[
+        int,
+        typer.Option(help="Blocks csa-distance keeps whole.", rich_help_panel=SPARSE),
+    ] = 8,
+    csa_wire: Annotated[
+        Wire, typer.Option(help="Type of fetched keys and values.", rich_help_panel=SPARSE)
+    ] = Wire.MODEL,
+    pipeline: Annotated[
+        str,
+        typer.Option(
+            help="on: communicate beside computation. off: one after the other, to compare.",
+            rich_help_panel=SPARSE,
+        ),
+    ] = "on",
     host: Annotated[
         str, typer.Option(help="Address to listen on.", rich_help_panel=SERVE)
     ] = "127.0.0.1",
@@ -171,6 +225,21 @@ def serve(
         raise ConfigError(f"--control: expected HOST:PORT, got {control!r}")
     if ready_file is not None and not ready_file.absolute().parent.is_dir():
         raise ConfigError(f"--ready-file: {ready_file}: no such directory")
+    default_attention = AttentionParams(attention, csa_gamma, csa_window)
+    try:
+        default_attention.validate()
+    except InvalidRequestError as error:
+        raise ConfigError(f"--csa-{error}".replace("attention.", "")) from None
+    if pipeline not in ("on", "off"):
+        raise ConfigError(f"--pipeline: expected on or off, got {pipeline!r}")
+    csa = CsaConfig(
+        min_recall=csa_min_recall,
+        rows_per_tile=csa_rows,
+        estimate=csa_estimate,
+        wire=csa_wire,
+        pipeline=pipeline == "on",
+    )
+    csa.validate()
     config = ServerConfig(
         setup=WorkerSetup(
             model=model,
@@ -181,10 +250,13 @@ def serve(
             tp=tp,
             threads_per_rank=threads_per_rank,
             collective_timeout_s=collective_timeout,
+            csa=csa,
         ),
         num_ranks=num_ranks,
         long_tokens=long_tokens,
         stage_tokens=stage_tokens,
+        attention=default_attention,
+        csa_min_tokens=csa_min_tokens,
         max_running=max_running,
         max_waiting_tokens=max_waiting_tokens,
         host=host,
@@ -294,6 +366,17 @@ def submit(
     logprobs: Annotated[
         int | None, typer.Option(help="Log-probabilities, with so many alternatives.")
     ] = None,
+    attention: Annotated[
+        AttentionKind | None,
+        typer.Option(help="How the prompt is prefilled; default: the server's choice."),
+    ] = None,
+    gamma: Annotated[
+        float | None, typer.Option(help="Share of attention mass csa keeps, in (0, 1].")
+    ] = None,
+    window: Annotated[int | None, typer.Option(help="KV blocks csa-distance keeps whole.")] = None,
+    report_heads: Annotated[
+        bool, typer.Option("--report-heads", help="With --json: recall by layer and KV head.")
+    ] = False,
     timeout: Annotated[float | None, typer.Option(help="Seconds before giving up.")] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write text, tokens and timings here.")
@@ -325,6 +408,7 @@ def submit(
             seed=seed,
             logprobs=logprobs,
         ),
+        attention=AttentionChoice(attention, gamma, window, report_heads),
         raw=raw,
         system=system,
         timeout_s=timeout,

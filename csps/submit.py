@@ -16,7 +16,14 @@ from rich.progress import Progress as Bar
 from csps.core.errors import ConfigError, CspsError
 from csps.core.request import SamplingParams
 from csps.percentiles import gaps_ms, percentile
-from csps.rpc.client import Chunk, Complete, GenerationClient, Progress, TokenLogprob
+from csps.rpc.client import (
+    AttentionChoice,
+    Chunk,
+    Complete,
+    GenerationClient,
+    Progress,
+    TokenLogprob,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +33,7 @@ class Submission:
     target: str
     prompt: str
     sampling: SamplingParams
+    attention: AttentionChoice = field(default_factory=AttentionChoice)
     raw: bool = False
     system: str = ""
     timeout_s: float | None = None
@@ -117,7 +125,12 @@ async def _stream(
     )
     with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("sent", total=None)
-        events = client.generate(prompt, submission.sampling, timeout_s=submission.timeout_s)
+        events = client.generate(
+            prompt,
+            submission.sampling,
+            attention=submission.attention,
+            timeout_s=submission.timeout_s,
+        )
         async with aclosing(events):  # type: ignore[type-var]
             async for event in events:
                 if isinstance(event, Progress):
@@ -154,7 +167,20 @@ def _report(answer: Answer) -> str:
         f"[dim]{complete.prompt_tokens} prompt tokens, TTFT {complete.first_token_s:.2f} s "
         f"({complete.prompt_tokens / max(prefill_s, 1e-9):.0f} tok/s), "
         f"{complete.output_tokens} output tokens, TBT p50 {percentile(gaps, 0.5):.0f} ms "
-        f"p99 {percentile(gaps, 0.99):.0f} ms ({rate:.1f} tok/s), {complete.finish_reason}[/]"
+        f"p99 {percentile(gaps, 0.99):.0f} ms ({rate:.1f} tok/s), {complete.finish_reason}"
+        f"{_sparse_report(complete)}[/]"
+    )
+
+
+def _sparse_report(complete: Complete) -> str:
+    sparse = complete.sparse
+    if sparse is None:
+        return ""
+    return (
+        f"\n{sparse.kind}: computed {sparse.density:.0%} of the attention, fetched "
+        f"{sparse.union_density:.0%} of the remote KV; recall {sparse.recall_mean:.3f} "
+        f"[{sparse.recall_low:.3f}, {sparse.recall_high:.3f}], p5 {sparse.recall_p5:.2f}, "
+        f"{sparse.dense_share:.0%} of heads dense"
     )
 
 
@@ -180,9 +206,16 @@ def _json(answer: Answer) -> dict[str, object]:
             "prompt_tokens": complete.prompt_tokens if complete else None,
             "output_tokens": len(answer.token_ids),
         },
-        "timings": asdict(complete) if complete else None,
+        "timings": _timings(complete) if complete else None,
+        "attention": asdict(complete.sparse) if complete and complete.sparse else None,
         "client_ttft_s": answer.arrivals[0] - answer.started if answer.arrivals else None,
         "tbt_ms_p50": percentile(gaps, 0.5),
         "tbt_ms_p99": percentile(gaps, 0.99),
         "tbt_ms": gaps,
     }
+
+
+def _timings(complete: Complete) -> dict[str, object]:
+    fields = asdict(complete)
+    del fields["sparse"]
+    return fields

@@ -18,6 +18,7 @@ class LaneCounters:
     comm_s: float = 0.0
     exposed_comm_s: float = 0.0
     bytes_sent: Counter[str] = field(default_factory=Counter)
+    received_by_rank: Counter[int] = field(default_factory=Counter)
 
     def add(self, plan: StepPlan, results: Sequence[StepResult]) -> None:
         """Account for one step that all ranks have finished."""
@@ -29,3 +30,4 @@ class LaneCounters:
             self.comm_s += result.stats.comm_s
             self.exposed_comm_s += result.stats.exposed_comm_s
             self.bytes_sent.update(result.stats.bytes_sent)
+            self.received_by_rank[result.rank] += sum(result.stats.bytes_received.values())

@@ -8,6 +8,8 @@ import itertools
 import math
 import secrets
 import time
+import zlib
+from array import array
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,6 +20,8 @@ from csps.checkpoint.detokenize import Detokenizer, StopMatcher
 from csps.checkpoint.tokenizer import Tokenizer
 from csps.coordinator.live import Ended, LiveRequest, Prefilled, Token
 from csps.coordinator.loop import EngineLoop
+from csps.coordinator.sparse import SparseSummary
+from csps.core.attention import AttentionKind, AttentionParams
 from csps.core.errors import DuplicateRequestError, InvalidRequestError
 from csps.core.model_config import ModelConfig
 from csps.core.plan import SampledToken
@@ -56,9 +60,17 @@ class Piece:
 class Frontend:
     """Validates, tokenizes, submits; then streams what the engine loop hands out."""
 
-    def __init__(self, model: ServedModel, loop: EngineLoop, num_threads: int = 2) -> None:
+    def __init__(
+        self,
+        model: ServedModel,
+        loop: EngineLoop,
+        *,
+        csa_min_tokens: int,
+        num_threads: int = 2,
+    ) -> None:
         self.model = model
         self.loop = loop
+        self._csa_min_tokens = csa_min_tokens
         # Apart: a book being tokenized must not hold up the text of running streams.
         self._encoders = ThreadPoolExecutor(num_threads, thread_name_prefix="encode")
         self._decoders = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
@@ -70,7 +82,14 @@ class Frontend:
             pool.shutdown(wait=False, cancel_futures=True)
 
     async def submit(
-        self, request_id: str, model: str, prompt: Prompt, sampling: SamplingParams
+        self,
+        request_id: str,
+        model: str,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        attention: AttentionParams,
+        *,
+        report_heads: bool = False,
     ) -> LiveRequest:
         """A queued request. Raises InvalidRequestError, OverloadedError, DuplicateRequestError."""
         received = time.monotonic()
@@ -78,6 +97,7 @@ class Frontend:
         if model and model != self.model.name:
             raise InvalidRequestError("model", f"{model!r} is not served, {self.model.name!r} is")
         sampling.validate(self.model.config.vocab_size)
+        attention.validate()
         if sampling.temperature < MIN_TEMPERATURE:
             sampling = replace(sampling, temperature=0.0)
         elif sampling.seed is None:
@@ -95,8 +115,10 @@ class Frontend:
                 tuple(prompt_ids),
                 sampling,
                 frozenset(self.model.config.eos_token_ids),
+                self._attention(prompt_ids, attention),
             ),
             received=received,
+            sparse=SparseSummary(keep_heads=report_heads),
         )
         self.loop.submit(live)
         return live
@@ -189,6 +211,12 @@ class Frontend:
                 f"{len(prompt_ids)} prompt tokens and {sampling.max_tokens} output tokens exceed "
                 f"the context of {limit} tokens",
             )
+
+    def _attention(self, prompt_ids: Sequence[int], asked: AttentionParams) -> AttentionParams:
+        """What the prompt gets: a short one is dense. The same prompt always probes alike."""
+        if not asked.is_sparse or len(prompt_ids) < self._csa_min_tokens:
+            return replace(asked, kind=AttentionKind.DENSE)
+        return replace(asked, seed=zlib.crc32(array("I", prompt_ids).tobytes()))
 
     async def _decode(
         self,

@@ -4,6 +4,7 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 
+from csps.coordinator.sparse import SparseSummary
 from csps.core.errors import CspsError
 from csps.core.plan import SampledToken
 from csps.core.request import FinishReason
@@ -51,6 +52,7 @@ class LiveRequest:
     first_scheduled: float = 0.0
     first_token: float = 0.0
     last_token: float = 0.0
+    sparse: SparseSummary = field(default_factory=SparseSummary)
     events: "asyncio.Queue[Event]" = field(default_factory=asyncio.Queue)
 
     def put_token(self, token: SampledToken, finish: FinishReason | None) -> None:

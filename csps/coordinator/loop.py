@@ -7,12 +7,14 @@ is touched by the event loop's thread alone.
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from csps.coordinator.counters import LaneCounters
 from csps.coordinator.live import Ended, LiveRequest, Prefilled
+from csps.coordinator.sparse import SparseSummary
 from csps.core.errors import CspsError, DuplicateRequestError, UnavailableError
-from csps.core.plan import Lane, StepPlan
+from csps.core.plan import Lane, StepPlan, StepResult
 from csps.core.request import FinishReason
 from csps.rpc.fleet import Fleet
 from csps.sched.disagg import DisaggScheduler
@@ -26,6 +28,8 @@ class EngineLoop:
     def __init__(self, scheduler: DisaggScheduler, fleet: Fleet) -> None:
         self.scheduler = scheduler
         self.counters = {lane: LaneCounters() for lane in Lane}
+        self.sparse = SparseSummary()  # of all requests, with `num_sparse` of them
+        self.num_sparse = 0
         self._fleet = fleet
         self._by_id: dict[str, LiveRequest] = {}
         self._by_seq: dict[int, LiveRequest] = {}
@@ -113,6 +117,7 @@ class EngineLoop:
             self._release()
             self.counters[lane].add(plan, results)
             self._note_prefilled(plan)
+            self._note_sparse(plan, results)
             for seq, token, finish in events:
                 live = self._by_seq.get(seq.seq_id)
                 if live is not None:
@@ -135,6 +140,24 @@ class EngineLoop:
             live = self._by_seq.get(work.seq_id)
             if live is not None and not live.first_token:
                 live.events.put_nowait(Prefilled(work.stop))
+
+    def _note_sparse(self, plan: StepPlan, results: Sequence[StepResult]) -> None:
+        for work in plan.work:
+            if not work.attention.is_sparse:
+                continue
+            reports = [
+                report
+                for result in results
+                for report in result.sparse
+                if report.seq_id == work.seq_id
+            ]
+            step = SparseSummary()
+            step.add(reports, work.attention.gamma)
+            self.sparse.merge(step)
+            self.num_sparse += work.sample  # the step that ends a prompt
+            live = self._by_seq.get(work.seq_id)
+            if live is not None:
+                live.sparse.add(reports, work.attention.gamma)
 
     def _release(self) -> None:
         released = self.scheduler.released()

@@ -149,7 +149,11 @@ class Server:
                 max_model_len=model.max_model_len,
             )
         )
-        return Frontend(model, EngineLoop(scheduler, fleet))
+        return Frontend(
+            model,
+            EngineLoop(scheduler, fleet),
+            csa_min_tokens=self._config.csa_min_tokens,
+        )
 
     async def _open_public(
         self, service: GenerationService, status: health.aio.HealthServicer

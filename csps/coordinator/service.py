@@ -9,6 +9,7 @@ from csps import __version__
 from csps.checkpoint.chat import ChatMessage
 from csps.coordinator.frontend import Frontend, Piece, Prompt, elapsed
 from csps.coordinator.live import LiveRequest, Prefilled
+from csps.core.attention import AttentionParams
 from csps.core.config import ServerConfig
 from csps.core.errors import InvalidRequestError, UnavailableError, UnknownRequestError
 from csps.core.request import FinishReason
@@ -59,6 +60,8 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
             request.model,
             _prompt(request),
             convert.sampling_from_proto(request.sampling),
+            self._attention(request.attention),
+            report_heads=request.attention.report_heads,
         )
         # However the call ends: gRPC drops this generator where it stands when the client goes
         # while a response is being sent, which may be before `stream` has begun.
@@ -77,6 +80,19 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
                     yield _response(live, chunk=_chunk(event))
             else:
                 yield _response(live, complete=_complete(live, event, num_output))
+
+    def _attention(self, message: pb.AttentionParams) -> AttentionParams:
+        """The request's choice; what it leaves open is the server's."""
+        default = self._config.attention
+        if message.kind not in (pb.ATTENTION_KIND_UNSPECIFIED, *convert.ATTENTION_FROM_PROTO):
+            raise InvalidRequestError("attention.kind", f"{message.kind} is not an AttentionKind")
+        return AttentionParams(
+            kind=convert.ATTENTION_FROM_PROTO.get(message.kind, default.kind),
+            gamma=message.gamma if message.HasField("gamma") else default.gamma,
+            window_blocks=message.window_blocks
+            if message.HasField("window_blocks")
+            else default.window_blocks,
+        )
 
     async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
         if not self._front.loop.abort(request.request_id):
@@ -123,10 +139,18 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
                     comm_s=counters.comm_s,
                     exposed_comm_s=counters.exposed_comm_s,
                     bytes_sent=counters.bytes_sent,
+                    received_by_rank=[
+                        counters.received_by_rank[rank] for rank in range(config.num_ranks)
+                    ],
                 )
                 for lane, counters in loop.counters.items()
             ],
             used_blocks_by_rank=[scheduler.ledger.used_pages(rank) for rank in range(config.sp)],
+            attention=config.attention.kind.value,
+            csa_gamma=config.attention.gamma,
+            csa_min_tokens=config.csa_min_tokens,
+            sparse_requests=loop.num_sparse,
+            sparse=loop.sparse.to_proto(),
         )
 
     async def GetLoad(self, request: pb.GetLoadRequest, context: Context) -> pb.GetLoadResponse:
@@ -186,4 +210,15 @@ def _complete(live: LiveRequest, finish: FinishReason, num_output: int) -> pb.Co
             first_token_s=elapsed(live, live.first_token),
             last_token_s=elapsed(live, live.last_token),
         ),
+        attention=_attention_report(live),
     )
+
+
+def _attention_report(live: LiveRequest) -> pb.AttentionReport | None:
+    params = live.seq.attention
+    if not params.is_sparse or not live.sparse.causal_pairs:
+        return None
+    report = live.sparse.to_proto()
+    report.kind = convert.ATTENTION_TO_PROTO[params.kind]
+    report.gamma = params.gamma
+    return report

@@ -1,7 +1,9 @@
 """Frozen configuration, built once in cli.py and passed down."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+
+from csps.core.attention import DENSE, AttentionParams, CsaConfig
 
 
 class DType(StrEnum):
@@ -27,6 +29,7 @@ class WorkerSetup:
     tp: int = 1
     threads_per_rank: int = 0
     collective_timeout_s: float = 300.0
+    csa: CsaConfig = field(default_factory=CsaConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +38,16 @@ class ServerConfig:
 
     `num_ranks` = sp * tp. `long_tokens`: prompts at least this long are split over the
     ranks. `stage_tokens`: new tokens of one prefill step. `step_timeout_s`: a step that
-    some rank has not finished by then means that the rank is lost.
+    some rank has not finished by then means that the rank is lost. `attention`: of requests
+    that do not choose; prompts shorter than `csa_min_tokens` are always dense.
     """
 
     setup: WorkerSetup
     num_ranks: int = 1
     long_tokens: int = 512
     stage_tokens: int = 4096
+    attention: AttentionParams = DENSE
+    csa_min_tokens: int = 2048
     max_running: int = 64
     max_waiting_tokens: int = 1_000_000
     host: str = "127.0.0.1"

@@ -8,6 +8,7 @@ a plan carries only what is new since the sequence's last plan.
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from csps.core.attention import DENSE, AttentionParams, SparseReport
 from csps.core.request import SamplingParams
 from csps.core.shards import Extent, Slice
 
@@ -26,7 +27,8 @@ class Work:
     `slices` cover [start, start + len(token_ids)) in position order. `new_extents` are
     the blocks allocated since the sequence's last plan. `sampling` stands in the first
     plan of a sequence only (a sequence that is recomputed starts again). `sample`: the
-    rank that computes the last position draws the next token.
+    rank that computes the last position draws the next token. `attention`: how a prefill
+    attends; decode is always exact.
     """
 
     seq_id: int
@@ -36,6 +38,7 @@ class Work:
     new_extents: tuple[Extent, ...] = ()
     sample: bool = False
     sampling: SamplingParams | None = None
+    attention: AttentionParams = DENSE
 
     @property
     def num_tokens(self) -> int:
@@ -75,7 +78,7 @@ class SampledToken:
 
 @dataclass(frozen=True, slots=True)
 class StepStats:
-    """Where one rank's step went. Times in seconds, bytes sent by this rank by kind.
+    """Where one rank's step went. Times in seconds, bytes of this rank by kind.
 
     comm_s is the time in which a transfer of this rank was under way; exposed_comm_s the
     part of it in which the rank had nothing else to do; compute_s = wall_s - exposed_comm_s.
@@ -86,6 +89,7 @@ class StepStats:
     comm_s: float = 0.0
     exposed_comm_s: float = 0.0
     bytes_sent: dict[str, int] = field(default_factory=dict)
+    bytes_received: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,3 +101,4 @@ class StepResult:
     step_id: int
     sampled: tuple[SampledToken, ...] = ()
     stats: StepStats = field(default_factory=StepStats)
+    sparse: tuple[SparseReport, ...] = ()

@@ -6,8 +6,12 @@ axis; with tensor parallelism every rank of that row holds its own heads of the 
 is written by the rank that computes it, and never moves while the request lives.
 """
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
+
+# Unit of a prefill stage, in blocks.
+STAGE_BLOCKS = 16
 
 
 class Slice(NamedTuple):
@@ -70,12 +74,15 @@ def prefill_stages(
 ) -> tuple[tuple[int, int], ...]:
     """Cut a long prompt into stages [start, stop) of nearly equal length, one per prefill step.
 
-    Every stage but the last is a multiple of 2 * num_ranks * block_size tokens, so that each is
-    balanced over the ranks exactly and only the last leaves a remainder. As few stages as
-    `stage_tokens` allows; equal ones, because a short last stage would send all KV round the
-    ring for a handful of queries.
+    Every stage but the last is a multiple of 2 * num_ranks blocks, so that each is balanced
+    over the ranks exactly and only the last leaves a remainder. Where `stage_tokens` allows it
+    is also a multiple of 16: then 1, 2, 4 and 8 ranks cut alike, and so keep the same blocks
+    in a sparse prefill, which decides by stage. As few stages as `stage_tokens` allows; equal
+    ones, because a short last stage would send all KV round the ring for a few queries.
     """
-    unit = 2 * num_ranks * block_size
+    unit = math.lcm(STAGE_BLOCKS, 2 * num_ranks) * block_size
+    if unit > stage_tokens:
+        unit = 2 * num_ranks * block_size
     longest = max(stage_tokens // unit, 1) * unit
     num_stages = -(-num_tokens // longest)
     stage = -(-num_tokens // (num_stages * unit)) * unit

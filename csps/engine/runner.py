@@ -77,6 +77,7 @@ class Runner:
                 comm_s=lane.clock.comm_s,
                 exposed_comm_s=lane.clock.exposed_s,
                 bytes_sent=dict(lane.clock.bytes_sent),
+                bytes_received=dict(lane.clock.bytes_received),
             ),
         )
 

@@ -58,6 +58,8 @@ class SequenceComm:
         receives = {peer: _as_bytes(tensor) for peer, tensor in incoming.items() if tensor.numel()}
         for message in sends.values():
             self._clock.bytes_sent[kind] += message.numel()
+        for message in receives.values():
+            self._clock.bytes_received[kind] += message.numel()
 
         def post() -> list[dist.Work]:
             return self._start(sends, receives)
@@ -112,5 +114,7 @@ class TensorComm:
         self._clock.comm_s += spent
         self._clock.exposed_s += spent
         size = partial.numel() * partial.element_size()
-        self._clock.bytes_sent["hidden"] += 2 * (self._size - 1) * size // self._size
+        moved = 2 * (self._size - 1) * size // self._size
+        self._clock.bytes_sent["hidden"] += moved
+        self._clock.bytes_received["hidden"] += moved
         return partial

@@ -25,7 +25,7 @@ class CommClock:
     """What the transfers of one lane cost since the last `reset`.
 
     comm_s: a transfer was under way; exposed_s: the lane had to wait for one; both in
-    seconds of this rank. bytes_sent: payload bytes sent by this rank, by kind.
+    seconds of this rank. bytes_sent, bytes_received: payload bytes of this rank, by kind.
     """
 
     def __init__(self) -> None:
@@ -35,6 +35,7 @@ class CommClock:
         self.comm_s = 0.0
         self.exposed_s = 0.0
         self.bytes_sent: Counter[str] = Counter()
+        self.bytes_received: Counter[str] = Counter()
 
 
 class InlineHandle:

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import grpc
 
+from csps.core.attention import AttentionKind, HeadReport
 from csps.core.errors import CspsError, InvalidRequestError
 from csps.core.request import FinishReason, SamplingParams
 from csps.rpc import convert
@@ -60,8 +61,43 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionChoice:
+    """How the prompt's prefill attends; None leaves it to the server."""
+
+    kind: AttentionKind | None = None
+    gamma: float | None = None
+    window_blocks: int | None = None
+    report_heads: bool = False
+
+
+SERVERS_CHOICE = AttentionChoice()
+
+
+@dataclass(frozen=True, slots=True)
+class SparseOutcome:
+    """What a sparse prefill approximated; fields as in the proto's AttentionReport."""
+
+    kind: AttentionKind
+    gamma: float
+    density: float
+    union_density: float
+    recall_mean: float
+    recall_low: float
+    recall_high: float
+    recall_p5: float
+    recall_min: float
+    num_probes: int
+    dense_share: float
+    widened_share: float
+    heads: tuple[HeadReport, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Complete:
-    """The end. Times in seconds since the server received the request."""
+    """The end. Times in seconds since the server received the request.
+
+    `sparse` is None if the prefill was dense.
+    """
 
     finish_reason: FinishReason
     prompt_tokens: int
@@ -70,6 +106,7 @@ class Complete:
     first_scheduled_s: float
     first_token_s: float
     last_token_s: float
+    sparse: SparseOutcome | None = None
 
 
 Event = Progress | Chunk | Complete
@@ -99,6 +136,7 @@ class GenerationClient:
         prompt: str | Sequence[int] | Messages,
         sampling: SamplingParams,
         *,
+        attention: AttentionChoice = SERVERS_CHOICE,
         request_id: str = "",
         model: str = "",
         timeout_s: float | None = None,
@@ -110,7 +148,10 @@ class GenerationClient:
         """
         try:
             request = pb.GenerateRequest(
-                request_id=request_id, model=model, sampling=convert.sampling_to_proto(sampling)
+                request_id=request_id,
+                model=model,
+                sampling=convert.sampling_to_proto(sampling),
+                attention=_attention(attention),
             )
             _set_prompt(request, prompt)
         except ValueError as error:
@@ -170,6 +211,33 @@ def _set_prompt(request: pb.GenerateRequest, prompt: str | Sequence[int] | Messa
         request.token_ids.SetInParent()
 
 
+def _attention(choice: AttentionChoice) -> pb.AttentionParams:
+    message = pb.AttentionParams(
+        gamma=choice.gamma, window_blocks=choice.window_blocks, report_heads=choice.report_heads
+    )
+    if choice.kind is not None:
+        message.kind = convert.ATTENTION_TO_PROTO[choice.kind]
+    return message
+
+
+def _sparse(report: pb.AttentionReport) -> SparseOutcome:
+    return SparseOutcome(
+        kind=convert.ATTENTION_FROM_PROTO[report.kind],
+        gamma=report.gamma,
+        density=report.density,
+        union_density=report.union_density,
+        recall_mean=report.recall_mean,
+        recall_low=report.recall_low,
+        recall_high=report.recall_high,
+        recall_p5=report.recall_p5,
+        recall_min=report.recall_min,
+        num_probes=report.num_probes,
+        dense_share=report.dense_share,
+        widened_share=report.widened_share,
+        heads=tuple(convert.head_from_proto(head) for head in report.heads),
+    )
+
+
 def _event(response: pb.GenerateResponse) -> Event:
     kind = response.WhichOneof("event")
     if kind == "progress":
@@ -192,4 +260,5 @@ def _event(response: pb.GenerateResponse) -> Event:
         first_scheduled_s=timings.first_scheduled_s,
         first_token_s=timings.first_token_s,
         last_token_s=timings.last_token_s,
+        sparse=_sparse(complete.attention) if complete.HasField("attention") else None,
     )

@@ -1,5 +1,15 @@
 """core values <-> protobuf messages: the only place that knows both."""
 
+from csps.core.attention import (
+    DENSE,
+    AttentionKind,
+    AttentionParams,
+    CsaConfig,
+    Estimate,
+    HeadReport,
+    SparseReport,
+    Wire,
+)
 from csps.core.config import DType, WorkerSetup
 from csps.core.plan import Lane, SampledToken, StepPlan, StepResult, StepStats, Work
 from csps.core.request import SamplingParams
@@ -8,6 +18,12 @@ from csps.v1 import generation_pb2, worker_pb2
 
 _LANE_TO_PROTO = {Lane.PREFILL: worker_pb2.LANE_PREFILL, Lane.DECODE: worker_pb2.LANE_DECODE}
 _LANE_FROM_PROTO = {value: key for key, value in _LANE_TO_PROTO.items()}
+ATTENTION_TO_PROTO = {
+    AttentionKind.DENSE: generation_pb2.ATTENTION_KIND_DENSE,
+    AttentionKind.CSA: generation_pb2.ATTENTION_KIND_CSA,
+    AttentionKind.CSA_DISTANCE: generation_pb2.ATTENTION_KIND_CSA_DISTANCE,
+}
+ATTENTION_FROM_PROTO = {value: key for key, value in ATTENTION_TO_PROTO.items()}
 _OPTIONAL_SAMPLING = (
     "max_tokens", "min_tokens", "temperature", "top_p", "top_k", "ignore_eos", "seed", "logprobs",
 )  # fmt: skip
@@ -41,6 +57,14 @@ def setup_to_proto(setup: WorkerSetup) -> worker_pb2.Setup:
         tp=setup.tp,
         threads_per_rank=setup.threads_per_rank,
         collective_timeout_s=setup.collective_timeout_s,
+        csa=worker_pb2.CsaSetup(
+            min_recall=setup.csa.min_recall,
+            max_density=setup.csa.max_density,
+            rows_per_tile=setup.csa.rows_per_tile,
+            estimate=setup.csa.estimate.value,
+            wire=setup.csa.wire.value,
+            pipeline=setup.csa.pipeline,
+        ),
     )
 
 
@@ -54,6 +78,14 @@ def setup_from_proto(message: worker_pb2.Setup) -> WorkerSetup:
         tp=message.tp,
         threads_per_rank=message.threads_per_rank,
         collective_timeout_s=message.collective_timeout_s,
+        csa=CsaConfig(
+            min_recall=message.csa.min_recall,
+            max_density=message.csa.max_density,
+            rows_per_tile=message.csa.rows_per_tile,
+            estimate=Estimate(message.csa.estimate),
+            wire=Wire(message.csa.wire),
+            pipeline=message.csa.pipeline,
+        ),
     )
 
 
@@ -85,6 +117,7 @@ def _work_to_proto(work: Work, rank: int) -> worker_pb2.Work:
         ],
         sample=work.sample,
         sampling=sampling_to_proto(work.sampling) if work.sampling is not None else None,
+        attention=_attention_to_proto(work.attention) if work.attention.is_sparse else None,
     )
 
 
@@ -109,6 +142,27 @@ def _work_from_proto(message: worker_pb2.Work) -> Work:
         new_extents=tuple(Extent(e.rank, e.first_page, e.num_pages) for e in message.new_extents),
         sample=message.sample,
         sampling=sampling_from_proto(message.sampling) if message.HasField("sampling") else None,
+        attention=_attention_from_proto(message.attention)
+        if message.HasField("attention")
+        else DENSE,
+    )
+
+
+def _attention_to_proto(params: AttentionParams) -> worker_pb2.Attention:
+    return worker_pb2.Attention(
+        kind=ATTENTION_TO_PROTO[params.kind],
+        gamma=params.gamma,
+        window_blocks=params.window_blocks,
+        seed=params.seed,
+    )
+
+
+def _attention_from_proto(message: worker_pb2.Attention) -> AttentionParams:
+    return AttentionParams(
+        kind=ATTENTION_FROM_PROTO[message.kind],
+        gamma=message.gamma,
+        window_blocks=message.window_blocks,
+        seed=message.seed,
     )
 
 
@@ -125,7 +179,9 @@ def result_to_proto(result: StepResult) -> worker_pb2.StepResult:
             comm_s=stats.comm_s,
             exposed_comm_s=stats.exposed_comm_s,
             bytes_sent=stats.bytes_sent,
+            bytes_received=stats.bytes_received,
         ),
+        sparse=[_sparse_to_proto(report) for report in result.sparse],
     )
 
 
@@ -142,7 +198,47 @@ def result_from_proto(message: worker_pb2.StepResult, rank: int) -> StepResult:
             comm_s=stats.comm_s,
             exposed_comm_s=stats.exposed_comm_s,
             bytes_sent=dict(stats.bytes_sent),
+            bytes_received=dict(stats.bytes_received),
         ),
+        sparse=tuple(_sparse_from_proto(report) for report in message.sparse),
+    )
+
+
+_HEAD_FIELDS = (
+    "layer", "head", "gamma", "density", "num_probes", "recall_mean", "recall_var", "recall_p5",
+    "recall_min",
+)  # fmt: skip
+
+
+def head_to_proto(report: HeadReport) -> generation_pb2.HeadReport:
+    return generation_pb2.HeadReport(**{name: getattr(report, name) for name in _HEAD_FIELDS})
+
+
+def head_from_proto(message: generation_pb2.HeadReport) -> HeadReport:
+    return HeadReport(**{name: getattr(message, name) for name in _HEAD_FIELDS})
+
+
+def _sparse_to_proto(report: SparseReport) -> worker_pb2.SparseReport:
+    return worker_pb2.SparseReport(
+        seq_id=report.seq_id,
+        kept_pairs=report.kept_pairs,
+        causal_pairs=report.causal_pairs,
+        fetched_blocks=report.fetched_blocks,
+        remote_blocks=report.remote_blocks,
+        recall_p5=report.recall_p5,
+        heads=[head_to_proto(head) for head in report.heads],
+    )
+
+
+def _sparse_from_proto(message: worker_pb2.SparseReport) -> SparseReport:
+    return SparseReport(
+        seq_id=message.seq_id,
+        kept_pairs=message.kept_pairs,
+        causal_pairs=message.causal_pairs,
+        fetched_blocks=message.fetched_blocks,
+        remote_blocks=message.remote_blocks,
+        recall_p5=message.recall_p5,
+        heads=tuple(head_from_proto(head) for head in message.heads),
     )
 
 

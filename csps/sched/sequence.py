@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import NamedTuple
 
+from csps.core.attention import DENSE, AttentionParams
 from csps.core.plan import SampledToken
 from csps.core.request import FinishReason, SamplingParams
 
@@ -19,7 +20,7 @@ class SequenceStatus(StrEnum):
 class Sequence:
     """One request: its tokens and how far they are computed. Blocks are the ledger's.
 
-    The caller sets the first four fields; the scheduler owns the others. `max_new_tokens`
+    The caller sets the first five fields; the scheduler owns the others. `max_new_tokens`
     starts as sampling.max_tokens and is lowered to the context length by the scheduler.
     `num_computed`: tokens whose KV is in the pages. `overtake_tokens`: prompt tokens of
     later arrivals that may still start before this sequence while it waits for KV.
@@ -29,6 +30,7 @@ class Sequence:
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
     eos_ids: frozenset[int] = frozenset()
+    attention: AttentionParams = DENSE
     output_ids: list[int] = field(default_factory=list)
     max_new_tokens: int | None = None
     arrival: int = -1

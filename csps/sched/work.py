@@ -18,6 +18,7 @@ def prefill_work(
         new_extents=new_extents,
         sample=stop == seq.num_tokens,
         sampling=seq.sampling_from_here() if start == 0 else None,
+        attention=seq.attention,
     )
 
 

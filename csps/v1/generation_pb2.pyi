@@ -7,32 +7,57 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class AttentionKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ATTENTION_KIND_UNSPECIFIED: _ClassVar[AttentionKind]
+    ATTENTION_KIND_DENSE: _ClassVar[AttentionKind]
+    ATTENTION_KIND_CSA: _ClassVar[AttentionKind]
+    ATTENTION_KIND_CSA_DISTANCE: _ClassVar[AttentionKind]
+
 class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     FINISH_REASON_UNSPECIFIED: _ClassVar[FinishReason]
     FINISH_REASON_STOP: _ClassVar[FinishReason]
     FINISH_REASON_LENGTH: _ClassVar[FinishReason]
     FINISH_REASON_ABORT: _ClassVar[FinishReason]
+ATTENTION_KIND_UNSPECIFIED: AttentionKind
+ATTENTION_KIND_DENSE: AttentionKind
+ATTENTION_KIND_CSA: AttentionKind
+ATTENTION_KIND_CSA_DISTANCE: AttentionKind
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
 FINISH_REASON_ABORT: FinishReason
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "model", "text", "token_ids", "messages", "sampling")
+    __slots__ = ("request_id", "model", "text", "token_ids", "messages", "sampling", "attention")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     text: str
     token_ids: TokenIds
     messages: ChatMessages
     sampling: SamplingParams
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., messages: _Optional[_Union[ChatMessages, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ...) -> None: ...
+    attention: AttentionParams
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., messages: _Optional[_Union[ChatMessages, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., attention: _Optional[_Union[AttentionParams, _Mapping]] = ...) -> None: ...
+
+class AttentionParams(_message.Message):
+    __slots__ = ("kind", "gamma", "window_blocks", "report_heads")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    GAMMA_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    REPORT_HEADS_FIELD_NUMBER: _ClassVar[int]
+    kind: AttentionKind
+    gamma: float
+    window_blocks: int
+    report_heads: bool
+    def __init__(self, kind: _Optional[_Union[AttentionKind, str]] = ..., gamma: _Optional[float] = ..., window_blocks: _Optional[int] = ..., report_heads: bool = ...) -> None: ...
 
 class TokenIds(_message.Message):
     __slots__ = ("ids",)
@@ -127,14 +152,68 @@ class TopToken(_message.Message):
     def __init__(self, token_id: _Optional[int] = ..., logprob: _Optional[float] = ...) -> None: ...
 
 class Complete(_message.Message):
-    __slots__ = ("finish_reason", "usage", "timings")
+    __slots__ = ("finish_reason", "usage", "timings", "attention")
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_FIELD_NUMBER: _ClassVar[int]
     finish_reason: FinishReason
     usage: Usage
     timings: Timings
-    def __init__(self, finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
+    attention: AttentionReport
+    def __init__(self, finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., attention: _Optional[_Union[AttentionReport, _Mapping]] = ...) -> None: ...
+
+class AttentionReport(_message.Message):
+    __slots__ = ("kind", "gamma", "density", "union_density", "recall_mean", "recall_low", "recall_high", "recall_p5", "recall_min", "num_probes", "dense_share", "widened_share", "heads")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    GAMMA_FIELD_NUMBER: _ClassVar[int]
+    DENSITY_FIELD_NUMBER: _ClassVar[int]
+    UNION_DENSITY_FIELD_NUMBER: _ClassVar[int]
+    RECALL_MEAN_FIELD_NUMBER: _ClassVar[int]
+    RECALL_LOW_FIELD_NUMBER: _ClassVar[int]
+    RECALL_HIGH_FIELD_NUMBER: _ClassVar[int]
+    RECALL_P5_FIELD_NUMBER: _ClassVar[int]
+    RECALL_MIN_FIELD_NUMBER: _ClassVar[int]
+    NUM_PROBES_FIELD_NUMBER: _ClassVar[int]
+    DENSE_SHARE_FIELD_NUMBER: _ClassVar[int]
+    WIDENED_SHARE_FIELD_NUMBER: _ClassVar[int]
+    HEADS_FIELD_NUMBER: _ClassVar[int]
+    kind: AttentionKind
+    gamma: float
+    density: float
+    union_density: float
+    recall_mean: float
+    recall_low: float
+    recall_high: float
+    recall_p5: float
+    recall_min: float
+    num_probes: int
+    dense_share: float
+    widened_share: float
+    heads: _containers.RepeatedCompositeFieldContainer[HeadReport]
+    def __init__(self, kind: _Optional[_Union[AttentionKind, str]] = ..., gamma: _Optional[float] = ..., density: _Optional[float] = ..., union_density: _Optional[float] = ..., recall_mean: _Optional[float] = ..., recall_low: _Optional[float] = ..., recall_high: _Optional[float] = ..., recall_p5: _Optional[float] = ..., recall_min: _Optional[float] = ..., num_probes: _Optional[int] = ..., dense_share: _Optional[float] = ..., widened_share: _Optional[float] = ..., heads: _Optional[_Iterable[_Union[HeadReport, _Mapping]]] = ...) -> None: ...
+
+class HeadReport(_message.Message):
+    __slots__ = ("layer", "head", "gamma", "density", "num_probes", "recall_mean", "recall_var", "recall_p5", "recall_min")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    GAMMA_FIELD_NUMBER: _ClassVar[int]
+    DENSITY_FIELD_NUMBER: _ClassVar[int]
+    NUM_PROBES_FIELD_NUMBER: _ClassVar[int]
+    RECALL_MEAN_FIELD_NUMBER: _ClassVar[int]
+    RECALL_VAR_FIELD_NUMBER: _ClassVar[int]
+    RECALL_P5_FIELD_NUMBER: _ClassVar[int]
+    RECALL_MIN_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    head: int
+    gamma: float
+    density: float
+    num_probes: int
+    recall_mean: float
+    recall_var: float
+    recall_p5: float
+    recall_min: float
+    def __init__(self, layer: _Optional[int] = ..., head: _Optional[int] = ..., gamma: _Optional[float] = ..., density: _Optional[float] = ..., num_probes: _Optional[int] = ..., recall_mean: _Optional[float] = ..., recall_var: _Optional[float] = ..., recall_p5: _Optional[float] = ..., recall_min: _Optional[float] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("prompt_tokens", "output_tokens")
@@ -195,7 +274,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "strategy", "sp", "tp", "block_size", "blocks_per_rank", "stage_tokens", "long_tokens", "uptime_s", "lanes", "used_blocks_by_rank")
+    __slots__ = ("version", "strategy", "sp", "tp", "block_size", "blocks_per_rank", "stage_tokens", "long_tokens", "uptime_s", "lanes", "used_blocks_by_rank", "attention", "csa_gamma", "csa_min_tokens", "sparse_requests", "sparse")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STRATEGY_FIELD_NUMBER: _ClassVar[int]
     SP_FIELD_NUMBER: _ClassVar[int]
@@ -207,6 +286,11 @@ class GetServerInfoResponse(_message.Message):
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
     LANES_FIELD_NUMBER: _ClassVar[int]
     USED_BLOCKS_BY_RANK_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_FIELD_NUMBER: _ClassVar[int]
+    CSA_GAMMA_FIELD_NUMBER: _ClassVar[int]
+    CSA_MIN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SPARSE_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    SPARSE_FIELD_NUMBER: _ClassVar[int]
     version: str
     strategy: str
     sp: int
@@ -218,10 +302,15 @@ class GetServerInfoResponse(_message.Message):
     uptime_s: float
     lanes: _containers.RepeatedCompositeFieldContainer[LaneCounters]
     used_blocks_by_rank: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, version: _Optional[str] = ..., strategy: _Optional[str] = ..., sp: _Optional[int] = ..., tp: _Optional[int] = ..., block_size: _Optional[int] = ..., blocks_per_rank: _Optional[int] = ..., stage_tokens: _Optional[int] = ..., long_tokens: _Optional[int] = ..., uptime_s: _Optional[float] = ..., lanes: _Optional[_Iterable[_Union[LaneCounters, _Mapping]]] = ..., used_blocks_by_rank: _Optional[_Iterable[int]] = ...) -> None: ...
+    attention: str
+    csa_gamma: float
+    csa_min_tokens: int
+    sparse_requests: int
+    sparse: AttentionReport
+    def __init__(self, version: _Optional[str] = ..., strategy: _Optional[str] = ..., sp: _Optional[int] = ..., tp: _Optional[int] = ..., block_size: _Optional[int] = ..., blocks_per_rank: _Optional[int] = ..., stage_tokens: _Optional[int] = ..., long_tokens: _Optional[int] = ..., uptime_s: _Optional[float] = ..., lanes: _Optional[_Iterable[_Union[LaneCounters, _Mapping]]] = ..., used_blocks_by_rank: _Optional[_Iterable[int]] = ..., attention: _Optional[str] = ..., csa_gamma: _Optional[float] = ..., csa_min_tokens: _Optional[int] = ..., sparse_requests: _Optional[int] = ..., sparse: _Optional[_Union[AttentionReport, _Mapping]] = ...) -> None: ...
 
 class LaneCounters(_message.Message):
-    __slots__ = ("lane", "steps", "tokens", "wall_s", "compute_s", "comm_s", "exposed_comm_s", "bytes_sent")
+    __slots__ = ("lane", "steps", "tokens", "wall_s", "compute_s", "comm_s", "exposed_comm_s", "bytes_sent", "received_by_rank")
     class BytesSentEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -237,6 +326,7 @@ class LaneCounters(_message.Message):
     COMM_S_FIELD_NUMBER: _ClassVar[int]
     EXPOSED_COMM_S_FIELD_NUMBER: _ClassVar[int]
     BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_BY_RANK_FIELD_NUMBER: _ClassVar[int]
     lane: str
     steps: int
     tokens: int
@@ -245,7 +335,8 @@ class LaneCounters(_message.Message):
     comm_s: float
     exposed_comm_s: float
     bytes_sent: _containers.ScalarMap[str, int]
-    def __init__(self, lane: _Optional[str] = ..., steps: _Optional[int] = ..., tokens: _Optional[int] = ..., wall_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., comm_s: _Optional[float] = ..., exposed_comm_s: _Optional[float] = ..., bytes_sent: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    received_by_rank: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, lane: _Optional[str] = ..., steps: _Optional[int] = ..., tokens: _Optional[int] = ..., wall_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., comm_s: _Optional[float] = ..., exposed_comm_s: _Optional[float] = ..., bytes_sent: _Optional[_Mapping[str, int]] = ..., received_by_rank: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GetLoadRequest(_message.Message):
     __slots__ = ()

@@ -58,7 +58,7 @@ class Hello(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., world_size: _Optional[int] = ..., version: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class Setup(_message.Message):
-    __slots__ = ("model", "dtype", "block_size", "kv_memory_bytes", "max_model_len", "tp", "threads_per_rank", "collective_timeout_s")
+    __slots__ = ("model", "dtype", "block_size", "kv_memory_bytes", "max_model_len", "tp", "threads_per_rank", "collective_timeout_s", "csa")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -67,6 +67,7 @@ class Setup(_message.Message):
     TP_FIELD_NUMBER: _ClassVar[int]
     THREADS_PER_RANK_FIELD_NUMBER: _ClassVar[int]
     COLLECTIVE_TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    CSA_FIELD_NUMBER: _ClassVar[int]
     model: str
     dtype: str
     block_size: int
@@ -75,7 +76,24 @@ class Setup(_message.Message):
     tp: int
     threads_per_rank: int
     collective_timeout_s: float
-    def __init__(self, model: _Optional[str] = ..., dtype: _Optional[str] = ..., block_size: _Optional[int] = ..., kv_memory_bytes: _Optional[int] = ..., max_model_len: _Optional[int] = ..., tp: _Optional[int] = ..., threads_per_rank: _Optional[int] = ..., collective_timeout_s: _Optional[float] = ...) -> None: ...
+    csa: CsaSetup
+    def __init__(self, model: _Optional[str] = ..., dtype: _Optional[str] = ..., block_size: _Optional[int] = ..., kv_memory_bytes: _Optional[int] = ..., max_model_len: _Optional[int] = ..., tp: _Optional[int] = ..., threads_per_rank: _Optional[int] = ..., collective_timeout_s: _Optional[float] = ..., csa: _Optional[_Union[CsaSetup, _Mapping]] = ...) -> None: ...
+
+class CsaSetup(_message.Message):
+    __slots__ = ("min_recall", "max_density", "rows_per_tile", "estimate", "wire", "pipeline")
+    MIN_RECALL_FIELD_NUMBER: _ClassVar[int]
+    MAX_DENSITY_FIELD_NUMBER: _ClassVar[int]
+    ROWS_PER_TILE_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATE_FIELD_NUMBER: _ClassVar[int]
+    WIRE_FIELD_NUMBER: _ClassVar[int]
+    PIPELINE_FIELD_NUMBER: _ClassVar[int]
+    min_recall: float
+    max_density: float
+    rows_per_tile: int
+    estimate: str
+    wire: str
+    pipeline: bool
+    def __init__(self, min_recall: _Optional[float] = ..., max_density: _Optional[float] = ..., rows_per_tile: _Optional[int] = ..., estimate: _Optional[str] = ..., wire: _Optional[str] = ..., pipeline: bool = ...) -> None: ...
 
 class Ready(_message.Message):
     __slots__ = ("num_blocks",)
@@ -116,20 +134,34 @@ class StepPlan(_message.Message):
     def __init__(self, lane: _Optional[_Union[Lane, str]] = ..., step_id: _Optional[int] = ..., work: _Optional[_Iterable[_Union[Work, _Mapping]]] = ...) -> None: ...
 
 class Work(_message.Message):
-    __slots__ = ("seq_id", "start", "slices", "new_extents", "sample", "sampling")
+    __slots__ = ("seq_id", "start", "slices", "new_extents", "sample", "sampling", "attention")
     SEQ_ID_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     SLICES_FIELD_NUMBER: _ClassVar[int]
     NEW_EXTENTS_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_FIELD_NUMBER: _ClassVar[int]
     seq_id: int
     start: int
     slices: _containers.RepeatedCompositeFieldContainer[Slice]
     new_extents: _containers.RepeatedCompositeFieldContainer[Extent]
     sample: bool
     sampling: _generation_pb2.SamplingParams
-    def __init__(self, seq_id: _Optional[int] = ..., start: _Optional[int] = ..., slices: _Optional[_Iterable[_Union[Slice, _Mapping]]] = ..., new_extents: _Optional[_Iterable[_Union[Extent, _Mapping]]] = ..., sample: bool = ..., sampling: _Optional[_Union[_generation_pb2.SamplingParams, _Mapping]] = ...) -> None: ...
+    attention: Attention
+    def __init__(self, seq_id: _Optional[int] = ..., start: _Optional[int] = ..., slices: _Optional[_Iterable[_Union[Slice, _Mapping]]] = ..., new_extents: _Optional[_Iterable[_Union[Extent, _Mapping]]] = ..., sample: bool = ..., sampling: _Optional[_Union[_generation_pb2.SamplingParams, _Mapping]] = ..., attention: _Optional[_Union[Attention, _Mapping]] = ...) -> None: ...
+
+class Attention(_message.Message):
+    __slots__ = ("kind", "gamma", "window_blocks", "seed")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    GAMMA_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    kind: _generation_pb2.AttentionKind
+    gamma: float
+    window_blocks: int
+    seed: int
+    def __init__(self, kind: _Optional[_Union[_generation_pb2.AttentionKind, str]] = ..., gamma: _Optional[float] = ..., window_blocks: _Optional[int] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class Slice(_message.Message):
     __slots__ = ("rank", "start", "stop", "token_ids")
@@ -154,16 +186,36 @@ class Extent(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., first_page: _Optional[int] = ..., num_pages: _Optional[int] = ...) -> None: ...
 
 class StepResult(_message.Message):
-    __slots__ = ("lane", "step_id", "sampled", "stats")
+    __slots__ = ("lane", "step_id", "sampled", "stats", "sparse")
     LANE_FIELD_NUMBER: _ClassVar[int]
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
     SAMPLED_FIELD_NUMBER: _ClassVar[int]
     STATS_FIELD_NUMBER: _ClassVar[int]
+    SPARSE_FIELD_NUMBER: _ClassVar[int]
     lane: Lane
     step_id: int
     sampled: _containers.RepeatedCompositeFieldContainer[SampledToken]
     stats: StepStats
-    def __init__(self, lane: _Optional[_Union[Lane, str]] = ..., step_id: _Optional[int] = ..., sampled: _Optional[_Iterable[_Union[SampledToken, _Mapping]]] = ..., stats: _Optional[_Union[StepStats, _Mapping]] = ...) -> None: ...
+    sparse: _containers.RepeatedCompositeFieldContainer[SparseReport]
+    def __init__(self, lane: _Optional[_Union[Lane, str]] = ..., step_id: _Optional[int] = ..., sampled: _Optional[_Iterable[_Union[SampledToken, _Mapping]]] = ..., stats: _Optional[_Union[StepStats, _Mapping]] = ..., sparse: _Optional[_Iterable[_Union[SparseReport, _Mapping]]] = ...) -> None: ...
+
+class SparseReport(_message.Message):
+    __slots__ = ("seq_id", "kept_pairs", "causal_pairs", "fetched_blocks", "remote_blocks", "recall_p5", "heads")
+    SEQ_ID_FIELD_NUMBER: _ClassVar[int]
+    KEPT_PAIRS_FIELD_NUMBER: _ClassVar[int]
+    CAUSAL_PAIRS_FIELD_NUMBER: _ClassVar[int]
+    FETCHED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    REMOTE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    RECALL_P5_FIELD_NUMBER: _ClassVar[int]
+    HEADS_FIELD_NUMBER: _ClassVar[int]
+    seq_id: int
+    kept_pairs: int
+    causal_pairs: int
+    fetched_blocks: int
+    remote_blocks: int
+    recall_p5: float
+    heads: _containers.RepeatedCompositeFieldContainer[_generation_pb2.HeadReport]
+    def __init__(self, seq_id: _Optional[int] = ..., kept_pairs: _Optional[int] = ..., causal_pairs: _Optional[int] = ..., fetched_blocks: _Optional[int] = ..., remote_blocks: _Optional[int] = ..., recall_p5: _Optional[float] = ..., heads: _Optional[_Iterable[_Union[_generation_pb2.HeadReport, _Mapping]]] = ...) -> None: ...
 
 class SampledToken(_message.Message):
     __slots__ = ("seq_id", "token_id", "logprob", "top")
@@ -178,8 +230,15 @@ class SampledToken(_message.Message):
     def __init__(self, seq_id: _Optional[int] = ..., token_id: _Optional[int] = ..., logprob: _Optional[float] = ..., top: _Optional[_Iterable[_Union[_generation_pb2.TopToken, _Mapping]]] = ...) -> None: ...
 
 class StepStats(_message.Message):
-    __slots__ = ("wall_s", "compute_s", "comm_s", "exposed_comm_s", "bytes_sent")
+    __slots__ = ("wall_s", "compute_s", "comm_s", "exposed_comm_s", "bytes_sent", "bytes_received")
     class BytesSentEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class BytesReceivedEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -191,9 +250,11 @@ class StepStats(_message.Message):
     COMM_S_FIELD_NUMBER: _ClassVar[int]
     EXPOSED_COMM_S_FIELD_NUMBER: _ClassVar[int]
     BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
+    BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
     wall_s: float
     compute_s: float
     comm_s: float
     exposed_comm_s: float
     bytes_sent: _containers.ScalarMap[str, int]
-    def __init__(self, wall_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., comm_s: _Optional[float] = ..., exposed_comm_s: _Optional[float] = ..., bytes_sent: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    bytes_received: _containers.ScalarMap[str, int]
+    def __init__(self, wall_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., comm_s: _Optional[float] = ..., exposed_comm_s: _Optional[float] = ..., bytes_sent: _Optional[_Mapping[str, int]] = ..., bytes_received: _Optional[_Mapping[str, int]] = ...) -> None: ...

@@ -1,5 +1,6 @@
 """core/shards.py: every position exactly once, balanced, block aligned."""
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -76,11 +77,18 @@ def test_zigzag_refuses_a_start_inside_a_block() -> None:
         zigzag(3, 8, 2, 4)
 
 
-@given(num_tokens=TOKENS, num_ranks=RANKS, block_size=BLOCK, stage_tokens=st.integers(1, 500))
+@given(
+    num_tokens=TOKENS,
+    num_ranks=RANKS,
+    block_size=BLOCK,
+    stage_tokens=st.integers(1, 500),
+)
 def test_stages_follow_each_other_and_all_but_the_last_are_even(
     num_tokens: int, num_ranks: int, block_size: int, stage_tokens: int
 ) -> None:
-    unit = 2 * num_ranks * block_size
+    unit = math.lcm(16, 2 * num_ranks) * block_size
+    if unit > stage_tokens:
+        unit = 2 * num_ranks * block_size
     stages = prefill_stages(num_tokens, num_ranks, block_size, stage_tokens)
     assert stages[0][0] == 0
     assert stages[-1][1] == num_tokens
@@ -92,3 +100,14 @@ def test_stages_follow_each_other_and_all_but_the_last_are_even(
         assert len(set(shares)) == 1
     # One unit is the least a stage can be; otherwise stage_tokens is never exceeded.
     assert all(stop - start <= max(stage_tokens, unit) for start, stop in stages)
+
+
+@given(num_tokens=TOKENS, block_size=BLOCK, stage_tokens=st.integers(1, 500))
+def test_1_2_4_and_8_ranks_cut_the_same_stages_if_16_blocks_fit(
+    num_tokens: int, block_size: int, stage_tokens: int
+) -> None:
+    cuts = {
+        prefill_stages(num_tokens, num_ranks, block_size, stage_tokens)
+        for num_ranks in (1, 2, 4, 8)
+    }
+    assert len(cuts) == 1 or 16 * block_size > stage_tokens
