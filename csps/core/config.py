@@ -1,4 +1,4 @@
-"""Frozen configuration, built once in cli.py and passed down."""
+"""Frozen configuration, built once in csps/cli/ and passed down."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum

@@ -1,44 +1,22 @@
-"""The composition root: flags -> Config -> one role. The only place that reads the environment."""
+"""`csps serve`: flags -> ServerConfig -> one coordinator."""
 
 import asyncio
-import faulthandler
-import importlib
 import json
-import logging
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
-from rich.text import Text
 
-from csps import __version__
-from csps.bench.cli import app as bench_app
 from csps.checkpoint.locate import DEFAULT_MODEL
+from csps.cli.terminal import console, start_logging
 from csps.coordinator.frontend import ServedModel
 from csps.coordinator.server import Server
 from csps.core.attention import AttentionKind, AttentionParams, CsaConfig, Estimate, Wire
 from csps.core.config import DType, ServerConfig, WorkerSetup
-from csps.core.errors import ConfigError, CspsError, InvalidRequestError
-from csps.core.request import SamplingParams
-from csps.rpc.client import AttentionChoice
-from csps.submit import Submission, read_prompt
-from csps.submit import submit as run_submission
+from csps.core.errors import ConfigError, InvalidRequestError
 from csps.units import parse_bytes
-
-app = typer.Typer(
-    name="csps",
-    help="Serve language models whose prompts are long documents, split over many ranks.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
-app.add_typer(bench_app, name="bench")
-console = Console(stderr=True)
-logger = logging.getLogger(__name__)
 
 SERVE = "Server"
 SHAPE = "Model and ranks"
@@ -46,7 +24,6 @@ SCHEDULE = "Scheduling"
 SPARSE = "Attention of prefill"
 
 
-@app.command()
 def serve(
     model: Annotated[
         str,
@@ -214,30 +191,17 @@ def serve(
     --control 0.0.0.0:9200 here, and on every machine
     torchrun ... -m csps worker --coordinator HERE:9200.
     """
-    _start_logging(log_level)
-    if bool(workers) == bool(ranks):
-        raise ConfigError("--workers, --ranks: give one of them (ranks started here, or joined)")
-    num_ranks = workers or ranks
-    if num_ranks % tp:
-        raise ConfigError(f"--tp: {tp} does not divide the number of ranks, {num_ranks}")
-    control_host, _, control_port = control.rpartition(":")
-    if not control_host or not control_port.isdigit():
-        raise ConfigError(f"--control: expected HOST:PORT, got {control!r}")
+    start_logging(log_level)
+    num_ranks = _num_ranks(workers, ranks, tp)
+    control_host, control_port = _control_address(control)
     if ready_file is not None and not ready_file.absolute().parent.is_dir():
         raise ConfigError(f"--ready-file: {ready_file}: no such directory")
-    default_attention = AttentionParams(attention, csa_gamma, csa_window)
-    try:
-        default_attention.validate()
-    except InvalidRequestError as error:
-        raise ConfigError(f"--csa-{error}".replace("attention.", "")) from None
-    if pipeline not in ("on", "off"):
-        raise ConfigError(f"--pipeline: expected on or off, got {pipeline!r}")
     csa = CsaConfig(
         min_recall=csa_min_recall,
         rows_per_tile=csa_rows,
         estimate=csa_estimate,
         wire=csa_wire,
-        pipeline=pipeline == "on",
+        pipeline=_is_on("--pipeline", pipeline),
     )
     csa.validate()
     config = ServerConfig(
@@ -255,16 +219,47 @@ def serve(
         num_ranks=num_ranks,
         long_tokens=long_tokens,
         stage_tokens=stage_tokens,
-        attention=default_attention,
+        attention=_attention(attention, csa_gamma, csa_window),
         csa_min_tokens=csa_min_tokens,
         max_running=max_running,
         max_waiting_tokens=max_waiting_tokens,
         host=host,
         port=port,
         control_host=control_host,
-        control_port=int(control_port),
+        control_port=control_port,
     )
     asyncio.run(_serve(config, start_workers=workers > 0, ready_file=ready_file))
+
+
+def _num_ranks(workers: int, ranks: int, tp: int) -> int:
+    if bool(workers) == bool(ranks):
+        raise ConfigError("--workers, --ranks: give one of them (ranks started here, or joined)")
+    num_ranks = workers or ranks
+    if num_ranks % tp:
+        raise ConfigError(f"--tp: {tp} does not divide the number of ranks, {num_ranks}")
+    return num_ranks
+
+
+def _control_address(control: str) -> tuple[str, int]:
+    host, _, port = control.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(f"--control: expected HOST:PORT, got {control!r}")
+    return host, int(port)
+
+
+def _attention(kind: AttentionKind, gamma: float, window_blocks: int) -> AttentionParams:
+    params = AttentionParams(kind, gamma, window_blocks)
+    try:
+        params.validate()
+    except InvalidRequestError as error:
+        raise ConfigError(f"--csa-{error}".replace("attention.", "")) from None
+    return params
+
+
+def _is_on(flag: str, value: str) -> bool:
+    if value not in ("on", "off"):
+        raise ConfigError(f"{flag}: expected on or off, got {value!r}")
+    return value == "on"
 
 
 async def _serve(config: ServerConfig, *, start_workers: bool, ready_file: Path | None) -> None:
@@ -296,159 +291,3 @@ def _write_ready(path: Path, text: str) -> None:
         partial.replace(path)
     except OSError as error:
         raise ConfigError(f"--ready-file: {path}: {error.strerror}") from error
-
-
-@app.command()
-def worker(
-    coordinator: Annotated[str, typer.Option(help="HOST:PORT given to serve --control.")],
-    rank: Annotated[int, typer.Option(min=0, envvar="RANK")] = 0,
-    world_size: Annotated[int, typer.Option(min=1, envvar="WORLD_SIZE")] = 1,
-    local_rank: Annotated[int, typer.Option(min=0, envvar="LOCAL_RANK")] = 0,
-    local_world_size: Annotated[int, typer.Option(min=1, envvar="LOCAL_WORLD_SIZE")] = 1,
-    rendezvous: Annotated[
-        str, typer.Option(help="Where ranks meet; env:// is torchrun's.")
-    ] = "env://",
-    join_timeout: Annotated[
-        float, typer.Option(min=1, help="Seconds to wait for the coordinator to be there.")
-    ] = 300.0,
-    log_level: Annotated[str, typer.Option(help="DEBUG, INFO, ...")] = "INFO",
-) -> None:
-    """Run one rank: torchrun --nproc-per-node 8 ... -m csps worker --coordinator HOST:PORT."""
-    _start_logging(log_level)
-    faulthandler.enable()
-    # torch takes seconds to import, and of all roles this one alone needs it.
-    build = importlib.import_module("csps.worker.build")
-    service = importlib.import_module("csps.worker.service")
-    place = build.Place(
-        rank=rank,
-        world_size=world_size,
-        local_rank=local_rank,
-        local_world_size=local_world_size,
-        rendezvous=rendezvous,
-    )
-    status = 1
-    try:
-        service.Worker(coordinator, place, join_timeout_s=join_timeout).run()
-        status = 0
-    except CspsError as error:
-        _print_error(error)
-    except Exception:
-        logger.exception("rank %d failed", rank)
-    # At once: a thread may be inside a transfer with a rank that is gone, and the interpreter
-    # would wait for it.
-    logging.shutdown()
-    os._exit(status)
-
-
-@app.command()
-def submit(
-    target: Annotated[str, typer.Option(help="HOST:PORT of the server.")] = "127.0.0.1:50051",
-    file: Annotated[
-        Path | None, typer.Option(help="Document to put before the prompt; - reads standard input.")
-    ] = None,
-    prompt: Annotated[str, typer.Option(help="The question, or the whole prompt.")] = "",
-    system: Annotated[str, typer.Option(help="System message.")] = "",
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Send plain text, without the chat template.")
-    ] = False,
-    max_tokens: Annotated[
-        int | None, typer.Option(help="Output tokens at most; default: the context's rest.")
-    ] = 512,
-    min_tokens: Annotated[int, typer.Option(help="No stop token before so many.")] = 0,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Nucleus, in (0, 1].")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Only the k likeliest; 0: off.")] = 0,
-    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Ends the output; repeatable.")] = None,
-    ignore_eos: Annotated[
-        bool, typer.Option("--ignore-eos", help="Go on after end-of-sequence.")
-    ] = False,
-    logprobs: Annotated[
-        int | None, typer.Option(help="Log-probabilities, with so many alternatives.")
-    ] = None,
-    attention: Annotated[
-        AttentionKind | None,
-        typer.Option(help="How the prompt is prefilled; default: the server's choice."),
-    ] = None,
-    gamma: Annotated[
-        float | None, typer.Option(help="Share of attention mass csa keeps, in (0, 1].")
-    ] = None,
-    window: Annotated[int | None, typer.Option(help="KV blocks csa-distance keeps whole.")] = None,
-    report_heads: Annotated[
-        bool, typer.Option("--report-heads", help="With --json: recall by layer and KV head.")
-    ] = False,
-    timeout: Annotated[float | None, typer.Option(help="Seconds before giving up.")] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write text, tokens and timings here.")
-    ] = None,
-) -> None:
-    """Send a prompt and stream the answer.
-
-    csps submit --file report.txt --prompt "What changed in March?"
-
-    git log -p | csps submit --file - --prompt "Summarize these changes."
-
-    csps submit --raw --prompt "Once upon a time" --temperature 0.8 --json story.json
-
-    Without --file and --prompt, standard input is the prompt. The answer goes to standard
-    output, progress and timings to standard error. Ctrl-C ends the request on the server.
-    """
-    stdin = None if sys.stdin.isatty() else sys.stdin.buffer
-    submission = Submission(
-        target=target,
-        prompt=read_prompt(file, prompt, stdin),
-        sampling=SamplingParams(
-            max_tokens=max_tokens,
-            min_tokens=min_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            stop=tuple(stop or ()),
-            ignore_eos=ignore_eos,
-            seed=seed,
-            logprobs=logprobs,
-        ),
-        attention=AttentionChoice(attention, gamma, window, report_heads),
-        raw=raw,
-        system=system,
-        timeout_s=timeout,
-        json_path=json_file,
-    )
-    asyncio.run(run_submission(submission, console))
-
-
-@app.command()
-def version() -> None:
-    """Print the version."""
-    typer.echo(__version__)
-
-
-def _start_logging(level: str) -> None:
-    if level.upper() not in logging.getLevelNamesMapping():
-        raise ConfigError(f"--log-level: expected DEBUG, INFO, WARNING or ERROR, got {level!r}")
-    if console.is_terminal:
-        handler: logging.Handler = RichHandler(console=console, show_path=False)
-        handler.setFormatter(logging.Formatter("%(message)s", datefmt="[%X]"))
-    else:  # a file or a collector: one line a record, whatever its length
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.basicConfig(level=level.upper(), handlers=[handler])
-
-
-def _print_error(error: CspsError) -> None:
-    console.print("[bold red]error[/]:", Text(str(error)), soft_wrap=True)
-
-
-def main() -> None:
-    """Entry point: errors meant for the user are one line and status 1, not a traceback."""
-    try:
-        app()
-    except CspsError as error:
-        _print_error(error)
-        sys.exit(1)
-    except BrokenPipeError:
-        # Whoever read our output has gone: say nothing more, not even at interpreter exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)

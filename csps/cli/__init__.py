@@ -1,0 +1,46 @@
+"""The composition root: flags -> Config -> one role. The only place that reads the environment."""
+
+import os
+import sys
+
+import typer
+
+from csps import __version__
+from csps.bench.cli import app as bench_app
+from csps.cli.serve import serve as serve_command
+from csps.cli.submit import submit as submit_command
+from csps.cli.terminal import print_error
+from csps.cli.worker import worker as worker_command
+from csps.core.errors import CspsError
+
+app = typer.Typer(
+    name="csps",
+    help="Serve language models whose prompts are long documents, split over many ranks.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command()(serve_command)
+app.command()(worker_command)
+app.command()(submit_command)
+app.add_typer(bench_app, name="bench")
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def main() -> None:
+    """Entry point: errors meant for the user are one line and status 1, not a traceback."""
+    try:
+        app()
+    except CspsError as error:
+        print_error(error)
+        sys.exit(1)
+    except BrokenPipeError:
+        # Whoever read our output has gone: say nothing more, not even at interpreter exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

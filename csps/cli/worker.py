@@ -1,0 +1,55 @@
+"""`csps worker`: one rank."""
+
+import faulthandler
+import importlib
+import logging
+import os
+from typing import Annotated
+
+import typer
+
+from csps.cli.terminal import print_error, start_logging
+from csps.core.errors import CspsError
+
+logger = logging.getLogger(__name__)
+
+
+def worker(
+    coordinator: Annotated[str, typer.Option(help="HOST:PORT given to serve --control.")],
+    rank: Annotated[int, typer.Option(min=0, envvar="RANK")] = 0,
+    world_size: Annotated[int, typer.Option(min=1, envvar="WORLD_SIZE")] = 1,
+    local_rank: Annotated[int, typer.Option(min=0, envvar="LOCAL_RANK")] = 0,
+    local_world_size: Annotated[int, typer.Option(min=1, envvar="LOCAL_WORLD_SIZE")] = 1,
+    rendezvous: Annotated[
+        str, typer.Option(help="Where ranks meet; env:// is torchrun's.")
+    ] = "env://",
+    join_timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds to wait for the coordinator to be there.")
+    ] = 300.0,
+    log_level: Annotated[str, typer.Option(help="DEBUG, INFO, ...")] = "INFO",
+) -> None:
+    """Run one rank: torchrun --nproc-per-node 8 ... -m csps worker --coordinator HOST:PORT."""
+    start_logging(log_level)
+    faulthandler.enable()
+    # torch takes seconds to import, and of all roles this one alone needs it.
+    build = importlib.import_module("csps.worker.build")
+    service = importlib.import_module("csps.worker.service")
+    place = build.Place(
+        rank=rank,
+        world_size=world_size,
+        local_rank=local_rank,
+        local_world_size=local_world_size,
+        rendezvous=rendezvous,
+    )
+    status = 1
+    try:
+        service.Worker(coordinator, place, join_timeout_s=join_timeout).run()
+        status = 0
+    except CspsError as error:
+        print_error(error)
+    except Exception:
+        logger.exception("rank %d failed", rank)
+    # At once: a thread may be inside a transfer with a rank that is gone, and the interpreter
+    # would wait for it.
+    logging.shutdown()
+    os._exit(status)
