@@ -23,6 +23,8 @@ SHAPE = "Model and ranks"
 SCHEDULE = "Scheduling"
 SPARSE = "Attention of prefill"
 
+FLAG_OF_FIELD = {"attention.gamma": "--csa-gamma", "attention.window_blocks": "--csa-window"}
+
 
 def serve(
     model: Annotated[
@@ -251,8 +253,8 @@ def _attention(kind: AttentionKind, gamma: float, window_blocks: int) -> Attenti
     params = AttentionParams(kind, gamma, window_blocks)
     try:
         params.validate()
-    except InvalidRequestError as error:
-        raise ConfigError(f"--csa-{error}".replace("attention.", "")) from None
+    except InvalidRequestError as error:  # it names a request's field
+        raise ConfigError(f"{FLAG_OF_FIELD[error.field]}: {error.problem}") from None
     return params
 
 

@@ -11,6 +11,7 @@ class InvalidRequestError(CspsError):
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"{field}: {problem}")
         self.field = field
+        self.problem = problem
 
 
 class OverloadedError(CspsError):

@@ -57,6 +57,13 @@ BEFORE_ANY_RANK = {
         ["--ready-file", "/nowhere/ready.json"],
         ["--ready-file", "/nowhere/ready.json"],
     ),
+    "gamma 0": (["--csa-gamma", "0"], ["--csa-gamma: ", "(0, 1]", "0.0"]),
+    "gamma 1.5": (["--csa-gamma", "1.5"], ["--csa-gamma: ", "(0, 1]", "1.5"]),
+    "gamma nan": (["--csa-gamma", "nan"], ["--csa-gamma: ", "(0, 1]", "nan"]),
+    "min recall": (["--csa-min-recall", "2"], ["--csa-min-recall: ", "[0, 1]", "2.0"]),
+    "rows": (["--csa-rows", "0"], ["--csa-rows: ", "[1, 64]", "0"]),
+    "window": (["--csa-window", "0"], ["--csa-window: ", "[1, 65536]", "0"]),
+    "pipeline": (["--pipeline", "maybe"], ["--pipeline: ", "on or off", "'maybe'"]),
     "host": (["--host", "300.1.2.3"], ["--port", "300.1.2.3"]),
 }
 

@@ -108,6 +108,15 @@ SAMPLING = {
     "seed -1": ({"seed": -1}, ["seed", "[0, 2^63)", "-1"]),
 }
 
+ATTENTION = {
+    "unknown kind": ({"kind": 99}, ["attention.kind", "99"]),
+    "gamma 0": ({"gamma": 0.0}, ["attention.gamma", "(0, 1]", "0.0"]),
+    "gamma 1.5": ({"gamma": 1.5}, ["attention.gamma", "(0, 1]", "1.5"]),
+    "gamma nan": ({"gamma": math.nan}, ["attention.gamma", "(0, 1]", "nan"]),
+    "window 0": ({"window_blocks": 0}, ["attention.window_blocks", "[1, 65536]", "0"]),
+    "window 65537": ({"window_blocks": 65_537}, ["attention.window_blocks", "65536", "65537"]),
+}
+
 
 @pytest.mark.parametrize("name", PROMPTS)
 def test_a_bad_prompt(server: Running, name: str) -> None:
@@ -121,6 +130,16 @@ def test_a_bad_prompt(server: Running, name: str) -> None:
 def test_bad_sampling(server: Running, name: str) -> None:
     values, needles = SAMPLING[name]
     error = refused(server, request([5, 6, 7], **values))
+    assert error.code() is INVALID, error
+    assert [text for text in needles if text not in error.details()] == [], error.details()
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_bad_attention(server: Running, name: str) -> None:
+    values, needles = ATTENTION[name]
+    message = request([5, 6, 7])
+    message.attention.MergeFrom(pb.AttentionParams(**values))
+    error = refused(server, message)
     assert error.code() is INVALID, error
     assert [text for text in needles if text not in error.details()] == [], error.details()
 
