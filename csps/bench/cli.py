@@ -3,57 +3,31 @@
 import asyncio
 import signal
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from csps.bench import record, steps
+from csps.bench.flags import (
+    Json,
+    Model,
+    Ranks,
+    Seed,
+    Stage,
+    Text,
+    Threads,
+    console,
+    lengths,
+    parameters,
+    show,
+)
 from csps.bench.interference import interference
 from csps.bench.measure import ServerFlags, prompt_ids
 from csps.bench.peers import peers
 from csps.checkpoint.locate import DEFAULT_MODEL
 from csps.core.config import DType
-from csps.core.errors import ConfigError
 
 app = typer.Typer(no_args_is_help=True)
-console = Console()
-
-Model = Annotated[str, typer.Option(help="As in csps serve.")]
-Ranks = Annotated[int, typer.Option(min=1, help="Ranks of the server.")]
-Threads = Annotated[int, typer.Option(min=1, help="CPU threads of a rank.")]
-Stage = Annotated[int, typer.Option(min=1, help="New tokens of one prefill step.")]
-Text = Annotated[Path | None, typer.Option(help="Real text, in place of random tokens.")]
-Seed = Annotated[int, typer.Option(help="Of the random tokens.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Write everything measured here.")]
-
-
-def _lengths(flag: str, text: str) -> list[int]:
-    try:
-        lengths = [int(part) for part in text.split(",")]
-    except ValueError:
-        lengths = []
-    if not lengths or min(lengths) < 1:
-        raise ConfigError(f"{flag}: expected positive numbers such as 2048,8000, got {text!r}")
-    return lengths
-
-
-def _show(rows: list[dict[str, object]], *columns: str) -> None:
-    table = Table()
-    for column in columns:
-        table.add_column(column, justify="right", overflow="fold")
-    for row in rows:
-        cells = (row[column] for column in columns)
-        table.add_row(*map(_cell, cells))
-    console.print(table)
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, int | float) and abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @app.callback()
@@ -79,13 +53,13 @@ def prefill(
     """Time to first token of one prompt at a time, and where it went."""
     record.check_writable(json_file)
     flags = ServerFlags(model, ranks, threads_per_rank, dtype, stage_tokens)
-    prompts = [prompt_ids(model, n, text, seed) for n in _lengths("--tokens", tokens)]
+    prompts = [prompt_ids(model, n, text, seed) for n in lengths("--tokens", tokens)]
     results = asyncio.run(steps.prefill(flags, prompts, repeat))
-    _show([{**row["runs"][-1], **row} for row in results],  # type: ignore[index, dict-item]
+    show([{**row["runs"][-1], **row} for row in results],  # type: ignore[index, dict-item]
           "tokens", "ttft_s", "prefill_tok_s", "compute_s", "comm_s", "exposed_comm_s",
           "bytes_moved")  # fmt: skip
-    parameters = _parameters(flags, text, seed, tokens=tokens, repeat=repeat)
-    record.write(json_file, "prefill", parameters, results)
+    run = parameters(flags, text, seed, tokens=tokens, repeat=repeat)
+    record.write(json_file, "prefill", run, results)
 
 
 @app.command()
@@ -105,12 +79,12 @@ def decode(
     """Time between tokens, and the bytes a token moves against the formula."""
     record.check_writable(json_file)
     flags = ServerFlags(model, ranks, threads_per_rank, dtype, stage_tokens)
-    contexts = [prompt_ids(model, n, text, seed) for n in _lengths("--context", context)]
+    contexts = [prompt_ids(model, n, text, seed) for n in lengths("--context", context)]
     results = asyncio.run(steps.decode(flags, contexts, output, batch))
-    _show(results, "context", "batch", "tbt_ms_p50", "tbt_ms_p99", "tok_s",
+    show(results, "context", "batch", "tbt_ms_p50", "tbt_ms_p99", "tok_s",
           "bytes_per_token", "bytes_formula", "bytes_ratio")  # fmt: skip
-    parameters = _parameters(flags, text, seed, context=context, output=output, batch=batch)
-    record.write(json_file, "decode", parameters, results)
+    run = parameters(flags, text, seed, context=context, output=output, batch=batch)
+    record.write(json_file, "decode", run, results)
 
 
 @app.command("interference")
@@ -136,7 +110,7 @@ def interference_command(
         asyncio.run(
             interference(flags, prompt_ids(model, n, text, seed + 1), prompt, quiet_tokens, output)
         )
-        for n in _lengths("--context", context)
+        for n in lengths("--context", context)
     ]
     rows = [
         {
@@ -146,12 +120,12 @@ def interference_command(
         }
         for row in results
     ]  # fmt: skip
-    _show(rows, "context", "ttft_s", "quiet_p50", "quiet_p99", "busy_p50", "busy_p99",
+    show(rows, "context", "ttft_s", "quiet_p50", "quiet_p99", "busy_p50", "busy_p99",
           "p50_ratio", "p99_ratio")  # fmt: skip
-    parameters = _parameters(
+    run = parameters(
         flags, text, seed, tokens=tokens, context=context, quiet_tokens=quiet_tokens, output=output
     )
-    record.write(json_file, "interference", parameters, results)
+    record.write(json_file, "interference", run, results)
 
 
 @app.command("peers")
@@ -177,7 +151,7 @@ def peers_command(
     prompt = prompt_ids(model, tokens, text, seed)
     results = asyncio.run(peers(flags, prompt, output, peer_dtypes.split(","), repeat, console))
     ratios = {"csps": {"ttft_s": 1.0, "tbt_ms_p50": 1.0}, **results["peer_over_csps"]}  # type: ignore[dict-item]
-    _show(
+    show(
         [
             {"system": name, **row, "ttft / csps": ratios[name]["ttft_s"],
              "tbt / csps": ratios[name]["tbt_ms_p50"]}
@@ -185,18 +159,7 @@ def peers_command(
         ],
         "system", "ttft_s", "ttft / csps", "tbt_ms_p50", "tbt / csps",
     )  # fmt: skip
-    parameters = _parameters(
+    run = parameters(
         flags, text, seed, tokens=tokens, output=output, peer_dtypes=peer_dtypes, repeat=repeat
     )
-    record.write(json_file, "peers", parameters, results)
-
-
-def _parameters(
-    flags: ServerFlags, text: Path | None, seed: int, **others: object
-) -> dict[str, object]:
-    return {
-        **others,
-        "server": flags.arguments(),
-        "text": str(text.name) if text else None,
-        "seed": seed,
-    }
+    record.write(json_file, "peers", run, results)

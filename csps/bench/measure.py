@@ -11,7 +11,7 @@ from csps.checkpoint.locate import locate
 from csps.checkpoint.tokenizer import load_tokenizer
 from csps.core.errors import ConfigError
 from csps.core.request import SamplingParams
-from csps.rpc.client import Chunk, Complete, GenerationClient
+from csps.rpc.client import SERVERS_CHOICE, AttentionChoice, Chunk, Complete, GenerationClient
 from csps.v1 import generation_pb2 as pb
 
 
@@ -73,19 +73,28 @@ class Measured:
         return self.arrivals[0] - self.sent
 
 
-async def request(client: GenerationClient, token_ids: Sequence[int], output: int) -> Measured:
+async def request(
+    client: GenerationClient,
+    token_ids: Sequence[int],
+    output: int,
+    attention: AttentionChoice = SERVERS_CHOICE,
+) -> Measured:
     """Run one greedy request of exactly `output` tokens."""
     measured = Measured(time.monotonic())
-    await follow(client, token_ids, output, measured)
+    await follow(client, token_ids, output, measured, attention)
     return measured
 
 
 async def follow(
-    client: GenerationClient, token_ids: Sequence[int], output: int, measured: Measured
+    client: GenerationClient,
+    token_ids: Sequence[int],
+    output: int,
+    measured: Measured,
+    attention: AttentionChoice = SERVERS_CHOICE,
 ) -> None:
     """As `request`, but `measured` can be watched while it grows."""
     sampling = SamplingParams(max_tokens=output, ignore_eos=True)
-    async with aclosing(client.generate(token_ids, sampling)) as events:
+    async with aclosing(client.generate(token_ids, sampling, attention=attention)) as events:
         async for event in events:
             if isinstance(event, Chunk):
                 measured.arrivals += [time.monotonic()] * len(event.token_ids)
@@ -100,6 +109,7 @@ def lane_delta(
     """What one lane did between two readings; times and bytes summed over ranks."""
     old = next(lane for lane in before.lanes if lane.lane == name)
     new = next(lane for lane in after.lanes if lane.lane == name)
+    received = zip(new.received_by_rank, old.received_by_rank, strict=True)
     by_kind = {kind: new.bytes_sent[kind] - old.bytes_sent.get(kind, 0) for kind in new.bytes_sent}
     return {
         "steps": new.steps - old.steps,
@@ -110,4 +120,5 @@ def lane_delta(
         "exposed_comm_s": new.exposed_comm_s - old.exposed_comm_s,
         "bytes_moved": sum(by_kind.values()),
         "bytes_by_kind": by_kind,
+        "received_by_rank": [now - then for now, then in received],
     }
