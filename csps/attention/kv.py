@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+import numpy as np
 from torch import Tensor
 
 from csps.attention.shards import Run
@@ -16,6 +17,19 @@ class KVStore(Protocol):
 
     def view(self, layer: int, run: Run) -> tuple[Tensor, Tensor]:
         """K and V [L, K, D] of one run, without a copy."""
+        ...
+
+    flat_keys: Tensor
+    """[flat pages, block size, D], keys of all layers and KV heads, then the staging."""
+    flat_values: Tensor
+    """As `flat_keys`."""
+
+    def flat_pages(self, layer: int, head: int, pages: np.ndarray) -> np.ndarray:
+        """Flat pages of a KV head's pages in one layer; int64."""
+        ...
+
+    def staging_pages(self, head: int, blocks: np.ndarray) -> np.ndarray:
+        """Flat pages where the given blocks of a KV head are staged; int64."""
         ...
 
     def gather(self, layer: int, runs: tuple[Run, ...]) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,10 @@ shard is one or more *runs* of consecutive slots (see csps.engine.kv_pool).
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
+
+from csps.core.attention import AttentionParams
 
 
 class Run(NamedTuple):
@@ -46,10 +49,42 @@ class PrefillSequence:
 
 
 @dataclass(frozen=True, slots=True)
+class SparseSequence:
+    """One sequence of a prefill step that attends sparsely; every rank has it in its batch.
+
+    A *tile* is the queries of one block's positions. Tiles and blocks are named by the block's
+    index in the sequence, int64, ascending. `tiles[r]`: those rank r computes in this step;
+    `blocks[r]`: those it holds once they are written; `pages`: pool pages of this rank's
+    blocks. This rank's tiles are the batch's rows from `first_row` on. `num_tokens`: the
+    sequence's tokens with KV after the step; only its last block may be partly filled.
+    `last_tile`: the one that ends the prompt, -1 if a later step computes it.
+    """
+
+    seq_id: int
+    params: AttentionParams
+    block_size: int
+    num_tokens: int
+    first_row: int
+    last_tile: int
+    tiles: tuple[np.ndarray, ...]
+    blocks: tuple[np.ndarray, ...]
+    pages: np.ndarray
+
+    @property
+    def num_blocks(self) -> int:
+        return -(-self.num_tokens // self.block_size)
+
+    def tile_rows(self, tile: int) -> int:
+        """Queries of a tile."""
+        return min(self.block_size, self.num_tokens - tile * self.block_size)
+
+
+@dataclass(frozen=True, slots=True)
 class PrefillBatch:
     """`slots_T`: int64 pool slot of each row's K and V."""
 
     sequences: tuple[PrefillSequence, ...]
+    sparse: tuple[SparseSequence, ...]
     slots_T: Tensor
 
 

@@ -2,10 +2,18 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from csps.attention.shards import DecodeBatch, PrefillBatch, PrefillSequence, QueryRun, Run
+from csps.attention.shards import (
+    DecodeBatch,
+    PrefillBatch,
+    PrefillSequence,
+    QueryRun,
+    Run,
+    SparseSequence,
+)
 from csps.core.plan import StepPlan, Work
 from csps.core.shards import Slice
 from csps.engine.block_table import BlockTable
@@ -68,11 +76,14 @@ def prefill_batch(
     plan: StepPlan, tables: dict[int, BlockTable], rank: int, num_ranks: int, device: torch.device
 ) -> PrefillBatch:
     """Every sequence of the step, also those this rank computes nothing of."""
-    sequences = []
+    sequences: list[PrefillSequence] = []
+    sparse: list[SparseSequence] = []
     slots: list[int] = []
     row = 0
     for work in plan.work:
         table = tables[work.seq_id]
+        if work.attention.is_sparse:
+            sparse.append(_sparse_sequence(work, table, rank, num_ranks, row))
         queries = []
         for piece in own_slices(work, rank):
             queries.append(
@@ -80,14 +91,43 @@ def prefill_batch(
             )
             slots += table.slots(piece.start, piece.stop)
             row += piece.num_tokens
-        sequences.append(
-            PrefillSequence(
-                queries=tuple(queries),
-                shard_tokens=table.shard_tokens(work.stop, num_ranks),
-                runs=table.runs(rank, work.stop),
+        if not work.attention.is_sparse:
+            sequences.append(
+                PrefillSequence(
+                    queries=tuple(queries),
+                    shard_tokens=table.shard_tokens(work.stop, num_ranks),
+                    runs=table.runs(rank, work.stop),
+                )
             )
-        )
-    return PrefillBatch(tuple(sequences), torch.tensor(slots, dtype=torch.int64, device=device))
+    return PrefillBatch(
+        tuple(sequences), tuple(sparse), torch.tensor(slots, dtype=torch.int64, device=device)
+    )
+
+
+def _sparse_sequence(
+    work: Work, table: BlockTable, rank: int, num_ranks: int, first_row: int
+) -> SparseSequence:
+    size = table.block_size
+    num_blocks = -(-work.stop // size)
+    held = [table.blocks(peer, num_blocks) for peer in range(num_ranks)]
+    tiles = []
+    for peer in range(num_ranks):
+        slices = own_slices(work, peer)
+        # A tile on two ranks would have its diagonal on one of them only.
+        assert all(piece.start % size == 0 for piece in slices), "a slice starts inside a block"
+        ranges = [np.arange(piece.start // size, -(-piece.stop // size)) for piece in slices]
+        tiles.append(np.concatenate([np.empty(0, np.int64), *ranges]))
+    return SparseSequence(
+        seq_id=work.seq_id,
+        params=work.attention,
+        block_size=size,
+        num_tokens=work.stop,
+        first_row=first_row,
+        last_tile=num_blocks - 1 if work.sample else -1,
+        tiles=tuple(tiles),
+        blocks=tuple(blocks for blocks, _ in held),
+        pages=held[rank][1],
+    )
 
 
 def decode_batch(

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from csps.attention.backends import Partial
+from csps.attention.backends import Kernels
 from csps.attention.decode import QueryShip
-from csps.attention.prefill import RingPrefill
+from csps.attention.prefill import PrefillAttention
+from csps.attention.transfer import KVShape
+from csps.core.attention import CsaConfig
 from csps.core.plan import Lane, SampledToken, StepPlan, StepResult, StepStats
 from csps.core.request import SamplingParams
 from csps.engine.batch import TokenBatch, decode_batch, prefill_batch, token_batch
@@ -46,7 +48,9 @@ class Runner:
     num_ranks: int
     samples: bool  # one rank of each tensor row draws tokens
     pool: KVPool
-    partial: Partial
+    kernels: Kernels
+    csa: CsaConfig
+    first_head: int  # of the KV heads this rank has
     block_size: int
     eos_ids: frozenset[int]
     device: torch.device
@@ -61,7 +65,8 @@ class Runner:
         lane.clock.reset()
         self._update_states(plan)
         tokens = token_batch(plan, self.rank, self.device)
-        hidden_TE = self._forward(lane, tokens, self._attend(plan, lane))
+        attend = self._attend(plan, lane)
+        hidden_TE = self._forward(lane, tokens, attend)
         sampled = self._sample(lane.model, tokens, hidden_TE)
         for work in plan.work:
             self._states[work.seq_id].num_drawn += work.sample
@@ -79,6 +84,7 @@ class Runner:
                 bytes_sent=dict(lane.clock.bytes_sent),
                 bytes_received=dict(lane.clock.bytes_received),
             ),
+            sparse=attend.reports() if isinstance(attend, PrefillAttention) else (),
         )
 
     def release(self, seq_ids: list[int]) -> None:
@@ -98,9 +104,27 @@ class Runner:
         tables = {work.seq_id: self._states[work.seq_id].table for work in plan.work}
         if plan.lane is Lane.PREFILL:
             batch = prefill_batch(plan, tables, self.rank, self.num_ranks, self.device)
-            return RingPrefill(batch, self.pool, lane.comm, self.partial)
+            return PrefillAttention(
+                batch,
+                self.pool,
+                lane.comm,
+                self.kernels,
+                self.csa,
+                self._kv_shape(lane.model),
+                num_kv_heads=lane.model.config.num_kv_heads,
+                first_head=self.first_head,
+            )
         shards = decode_batch(plan, tables, self.rank, self.num_ranks, self.device)
-        return QueryShip(shards, self.pool, lane.comm, self.partial)
+        return QueryShip(shards, self.pool, lane.comm, self.kernels.partial)
+
+    def _kv_shape(self, model: Llama) -> KVShape:
+        return KVShape(
+            block_size=self.block_size,
+            group_size=model.config.group_size,
+            head_dim=model.config.head_dim,
+            dtype=model.embedding.dtype,
+            wire=self.csa.wire,
+        )
 
     def _forward(self, lane: LaneEngine, tokens: TokenBatch, attend: Attend) -> Tensor:
         config = lane.model.config

@@ -1,7 +1,7 @@
 """Named transfers of one lane. Every byte that leaves a rank is counted here, by kind."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from csps.core.plan import Lane
 from csps.parallel.mesh import Mesh
-from csps.parallel.overlap import CommClock, CommThread, Handle, InlineHandle
+from csps.parallel.overlap import CommClock, CommThread, Handle, InlineHandle, NothingToWaitFor
 
 
 class SequenceComm:
@@ -47,6 +47,22 @@ class SequenceComm:
         """
         return self._post(kind, outgoing, incoming, None)
 
+    def post(
+        self,
+        outgoing: Mapping[int, Tensor],
+        incoming: Mapping[int, Tensor],
+        sent: Mapping[int, Sequence[tuple[str, int]]],
+        received: Mapping[int, Sequence[tuple[str, int]]],
+    ) -> Handle:
+        """As `exchange`, beside the caller's computation, bytes counted as (kind, bytes) say."""
+        for counter, messages in (
+            (self._clock.bytes_sent, sent),
+            (self._clock.bytes_received, received),
+        ):
+            for kind, num_bytes in (part for parts in messages.values() for part in parts):
+                counter[kind] += num_bytes
+        return self._begin(_messages(outgoing), _messages(incoming), self._thread)
+
     def _post(
         self,
         kind: str,
@@ -54,12 +70,18 @@ class SequenceComm:
         incoming: Mapping[int, Tensor],
         thread: CommThread | None,
     ) -> Handle:
-        sends = {peer: _as_bytes(tensor) for peer, tensor in outgoing.items() if tensor.numel()}
-        receives = {peer: _as_bytes(tensor) for peer, tensor in incoming.items() if tensor.numel()}
+        sends, receives = _messages(outgoing), _messages(incoming)
         for message in sends.values():
             self._clock.bytes_sent[kind] += message.numel()
         for message in receives.values():
             self._clock.bytes_received[kind] += message.numel()
+        return self._begin(sends, receives, thread)
+
+    def _begin(
+        self, sends: dict[int, Tensor], receives: dict[int, Tensor], thread: CommThread | None
+    ) -> Handle:
+        if not sends and not receives:
+            return NothingToWaitFor()
 
         def post() -> list[dist.Work]:
             return self._start(sends, receives)
@@ -87,6 +109,10 @@ class SequenceComm:
     def close(self) -> None:
         if self._thread is not None:
             self._thread.close()
+
+
+def _messages(tensors: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    return {peer: _as_bytes(tensor) for peer, tensor in tensors.items() if tensor.numel()}
 
 
 def _as_bytes(tensor: Tensor) -> Tensor:

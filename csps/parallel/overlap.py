@@ -38,6 +38,13 @@ class CommClock:
         self.bytes_received: Counter[str] = Counter()
 
 
+class NothingToWaitFor:
+    """The handle of a transfer of no messages."""
+
+    def wait(self) -> None:
+        return
+
+
 class InlineHandle:
     """Asynchronous works posted by the caller's own thread.
 

@@ -9,8 +9,9 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from csps.attention.backends import Partial, torch_cuda
-from csps.attention.backends.torch_cpu import TorchCpu
+from csps.attention.backends import Kernels, torch_cuda
+from csps.attention.backends.block_sparse_cpu import BlockSparseCpu
+from csps.attention.backends.torch_cpu import DiagonalCpu, TorchCpu
 from csps.checkpoint.config import read_config
 from csps.checkpoint.locate import locate
 from csps.core.config import WorkerSetup
@@ -22,7 +23,7 @@ from csps.engine.runner import LaneEngine, Runner
 from csps.model.layers import upcasts
 from csps.model.llama import Llama
 from csps.model.loader import load_model
-from csps.model.shard import tensor_parallel
+from csps.model.shard import kv_head_range, tensor_parallel
 from csps.parallel.collectives import SequenceComm, TensorComm
 from csps.parallel.mesh import Mesh, build_mesh
 from csps.parallel.overlap import CommClock
@@ -104,6 +105,7 @@ def build_runner(setup: WorkerSetup, place: Place, mesh: Mesh) -> tuple[Runner, 
         block_size=setup.block_size,
         num_kv_heads=model.config.num_kv_heads,
         head_dim=model.config.head_dim,
+        staging_blocks=-(-max_model_len // setup.block_size),
         dtype=dtype,
         device=mesh.device,
     )
@@ -112,7 +114,9 @@ def build_runner(setup: WorkerSetup, place: Place, mesh: Mesh) -> tuple[Runner, 
         num_ranks=mesh.sp,
         samples=mesh.t == 0,
         pool=pool,
-        partial=_partial(dtype, mesh.device),
+        kernels=_kernels(dtype, mesh.device, num_cpu_threads(setup, place)),
+        csa=setup.csa,
+        first_head=kv_head_range(config, mesh.t, mesh.tp)[0],
         block_size=setup.block_size,
         eos_ids=frozenset(config.eos_token_ids),
         device=mesh.device,
@@ -129,10 +133,15 @@ def build_runner(setup: WorkerSetup, place: Place, mesh: Mesh) -> tuple[Runner, 
     return runner, num_pages
 
 
-def _partial(dtype: torch.dtype, device: torch.device) -> Partial:
+def _kernels(dtype: torch.dtype, device: torch.device, num_threads: int) -> Kernels:
     if device.type == "cuda":
-        return torch_cuda.partial
-    return TorchCpu(upcast=upcasts(dtype, device))
+        return torch_cuda.KERNELS
+    upcast = upcasts(dtype, device)
+    return Kernels(
+        partial=TorchCpu(upcast=upcast),
+        block_sparse=BlockSparseCpu(upcast=upcast, num_threads=num_threads),
+        diagonal=DiagonalCpu(upcast=upcast),
+    )
 
 
 def _lane_engine(model: Llama, mesh: Mesh, lane: Lane) -> LaneEngine:

@@ -4,7 +4,7 @@ import multiprocessing
 import tempfile
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from csps.core.attention import DENSE, AttentionParams, CsaConfig
 from csps.core.config import DType, WorkerSetup
 from csps.core.plan import Lane, SampledToken, StepPlan, StepResult
 from csps.core.request import SamplingParams
@@ -80,6 +81,7 @@ class Request:
 
     prompt: tuple[int, ...]
     sampling: SamplingParams
+    attention: AttentionParams = DENSE
     start_step: int = 0
     abort_after: int | None = None
 
@@ -96,6 +98,7 @@ class Job:
     stage_tokens: int = 64
     long_tokens: int = 16
     max_model_len: int = 512
+    csa: CsaConfig = field(default_factory=CsaConfig)
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ def serve(place: Place, job: Job) -> Outcome:
         tp=job.tp,
         threads_per_rank=1,
         collective_timeout_s=60.0,
+        csa=job.csa,
     )
     mesh = connect_ranks(setup, place, torch.device("cpu"))
     runner, _ = build_runner(setup, place, mesh)
@@ -135,7 +139,10 @@ def serve(place: Place, job: Job) -> Outcome:
             max_model_len=job.max_model_len,
         )
     )
-    sequences = [Sequence(i, r.prompt, r.sampling) for i, r in enumerate(job.requests)]
+    sequences = [
+        Sequence(i, r.prompt, r.sampling, attention=r.attention)
+        for i, r in enumerate(job.requests)
+    ]
     waiting = dict(enumerate(job.requests))
     plans: list[StepPlan] = []
     results: list[StepResult] = []
@@ -149,7 +156,7 @@ def serve(place: Place, job: Job) -> Outcome:
             runner.release(scheduler.released())
             if plan is None:
                 if not any(scheduler.has_work(other) for other in Lane) and waiting:
-                    waiting = {i: Request(r.prompt, r.sampling) for i, r in waiting.items()}
+                    waiting = {i: replace(r, start_step=0) for i, r in waiting.items()}
                 continue
             plans.append(plan)
             seen = convert.plan_from_proto(convert.plan_to_proto(plan, mesh.s))

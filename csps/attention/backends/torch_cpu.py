@@ -40,3 +40,21 @@ def _one_row(q_1HD: Tensor, k_LKD: Tensor, v_LKD: Tensor) -> tuple[Tensor, Tenso
     k_1KLD, v_1KLD = (x.transpose(0, 1).unsqueeze(0) for x in (k_LKD, v_LKD))
     o_1KGD, lse_1KG = _flash(q_1KGD, k_1KLD, v_1KLD, 0.0, False)
     return o_1KGD.reshape(1, num_heads, head_dim), lse_1KG.reshape(1, num_heads)
+
+
+class DiagonalCpu:
+    """Causal attention of tiles over their own tokens, all in one call.
+
+    `upcast` as in TorchCpu.
+    """
+
+    def __init__(self, *, upcast: bool) -> None:
+        self._upcast = upcast
+
+    def __call__(self, q_IGBD: Tensor, k_IBD: Tensor, v_IBD: Tensor) -> tuple[Tensor, Tensor]:
+        """(o [I, G, B, D] in q's dtype or fp32, lse [I, G, B] fp32)."""
+        if self._upcast:
+            q_IGBD, k_IBD, v_IBD = q_IGBD.float(), k_IBD.float(), v_IBD.float()
+        if not len(q_IGBD):
+            return q_IGBD, q_IGBD.new_empty(q_IGBD.shape[:3], dtype=torch.float32)
+        return _flash(q_IGBD, k_IBD.unsqueeze(1), v_IBD.unsqueeze(1), 0.0, True)

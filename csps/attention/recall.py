@@ -1,0 +1,114 @@
+"""Recall of a choice, measured on probes, and what each KV head does about it.
+
+A probe is a random row of a tile (one per stratum, as samplers say), so the mean over probes is
+an unbiased estimate of the mean over all rows that took no part in the choice; its variance is
+estimated by s^2 / n, which for stratified draws errs on the wide side.
+
+Suffixes: K KV heads, N tiles, E probes, J blocks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from csps.core.attention import CsaConfig, HeadReport
+
+# Fewer rows say nothing worth a 95% interval.
+MIN_PROBES = 8
+
+
+class Outcome(IntEnum):
+    """What a KV head runs with in one layer; also the index of its gamma's choice."""
+
+    ASKED = 0
+    WIDENED = 1
+    DENSE = 2
+
+
+def widened(gamma: float) -> float:
+    """The second try: a quarter of the mass that the first one gave up."""
+    return 1.0 - (1.0 - gamma) / 4.0
+
+
+def recall_of(probe_mass_KNEJ: Tensor, keep_KNJ: np.ndarray) -> Tensor:
+    """Share of each probe's exact mass in kept blocks: fp32 [K, N, E], at most 1."""
+    keep = torch.from_numpy(keep_KNJ).unsqueeze(2)
+    return (probe_mass_KNEJ * keep).sum(-1).clamp_max_(1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The same on every rank: it follows from what all ranks sent."""
+
+    outcomes: tuple[Outcome, ...]  # by KV head
+    reports: tuple[HeadReport, ...]
+    recalls: np.ndarray  # every probe's, of the final choice
+
+
+def judge(
+    kept_CK: np.ndarray,
+    causal_pairs: int,
+    recalls_CKX: np.ndarray,
+    gammas: Sequence[float],
+    config: CsaConfig,
+    *,
+    layer: int,
+    first_head: int,
+    falls_back: bool,
+) -> Verdict:
+    """Choose between the choices C (asked, widened) by KV head.
+
+    `kept_CK`: pairs each would keep, `recalls_CKX`: recall of all ranks' probes. A choice is
+    good if the lower end of its recall's interval reaches the floor and it is worth it: it
+    keeps no more than config.max_density. If none is, or there are too few probes to know, the
+    head runs dense. Without `falls_back` the first choice stands, whatever it is.
+    """
+    outcomes, reports, recalls = [], [], []
+    num_heads = kept_CK.shape[1]
+    for head in range(num_heads):
+        options = [
+            _report(kept, causal_pairs, recall, gamma, layer, first_head + head)
+            for kept, recall, gamma in zip(
+                kept_CK[:, head], recalls_CKX[:, head], gammas, strict=True
+            )
+        ]
+        outcome = _outcome(options, config) if falls_back else Outcome.ASKED
+        outcomes.append(outcome)
+        if outcome is Outcome.DENSE:
+            ones = np.ones_like(recalls_CKX[0, head])
+            reports.append(_report(causal_pairs, causal_pairs, ones, 1.0, layer, first_head + head))
+            recalls.append(ones)
+        else:
+            reports.append(options[outcome])
+            recalls.append(recalls_CKX[outcome, head])
+    return Verdict(tuple(outcomes), tuple(reports), np.concatenate(recalls))
+
+
+def _outcome(options: Sequence[HeadReport], config: CsaConfig) -> Outcome:
+    for outcome, option in zip((Outcome.ASKED, Outcome.WIDENED), options, strict=True):
+        if option.gamma >= 1.0 or option.density > config.max_density:
+            return Outcome.DENSE
+        if option.num_probes >= MIN_PROBES and option.recall_low >= config.min_recall:
+            return outcome
+    return Outcome.DENSE
+
+
+def _report(
+    kept: float, causal: int, recall_X: np.ndarray, gamma: float, layer: int, head: int
+) -> HeadReport:
+    count = recall_X.size
+    return HeadReport(
+        layer=layer,
+        head=head,
+        gamma=gamma,
+        density=kept / causal if causal else 0.0,
+        num_probes=count,
+        recall_mean=float(recall_X.mean()) if count else 1.0,
+        recall_var=float(recall_X.var(ddof=1)) / count if count > 1 else 0.0,
+        recall_p5=float(np.quantile(recall_X, 0.05)) if count else 1.0,
+        recall_min=float(recall_X.min()) if count else 1.0,
+    )

@@ -1,0 +1,154 @@
+"""Which KV blocks a query tile keeps: sampled rows, and the smallest set that reaches gamma.
+
+m real query rows of every query head stand for a tile. They travel as int8 to the owners of
+the KV (csps.attention.score says what comes back): the mean of their exact block masses
+estimates the tile's. Rows are spaced evenly and staggered over the heads of a group, so that
+m * G different positions are seen. *Probes* are rows that took no part in the choice; they
+measure its recall (csps.attention.recall).
+
+Nothing here depends on which rank holds what, so neither does the choice.
+
+Suffixes: N tiles, B tokens of a tile, K KV heads, G query heads per KV head, M rows that choose,
+E probes, D head dim, J blocks of the sequence.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+NUM_PROBES = 1  # per tile and KV head
+WINDOW_BLOCKS = 1  # kept right behind the diagonal, whatever they hold
+INT8_MAX = 127.0
+# Keeps a row of zeros from dividing by zero; fp16 can hold it.
+MIN_SCALE = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Sampled rows of some tiles as they travel; their positions all ranks can derive.
+
+    `chosen` [K, N, M, D] int8 with `scale` [K, N, M] fp16; `probes` [K, N, E, D] exact.
+    """
+
+    chosen: Tensor
+    scale: Tensor
+    probes: Tensor
+
+    def scaled(self) -> Tensor:
+        """Rows that choose, then probes, times 1 / sqrt(D): fp32 [K, N, M + E, D]."""
+        chosen = self.chosen.float() * self.scale.float().unsqueeze(-1)
+        return torch.cat((chosen, self.probes.float()), dim=2) * self.chosen.shape[-1] ** -0.5
+
+
+class RowSampler:
+    """Where the rows of a tile lie; the same for every layer but for the probes."""
+
+    def __init__(
+        self, *, block_size: int, num_kv_heads: int, group_size: int, rows_per_tile: int, seed: int
+    ) -> None:
+        self._num_kv_heads, self._group_size = num_kv_heads, group_size
+        self._seed = seed
+        # At most half the tile chooses: someone must be left to probe.
+        per_head = min(rows_per_tile, max(block_size // 2, 1)) if rows_per_tile else 0
+        order = np.arange(per_head)[None] * group_size + np.arange(group_size)[:, None]
+        spaced = (order + 0.5) * block_size / max(per_head * group_size, 1)
+        self._offsets_GM = spaced.astype(np.int64)
+        self._spare_GS = np.stack(
+            [np.setdiff1d(np.arange(block_size), offsets) for offsets in self._offsets_GM]
+        ) if per_head else np.tile(np.arange(block_size), (group_size, 1))  # fmt: skip
+
+    @property
+    def num_chosen(self) -> int:
+        """M: rows that choose, of all query heads of a KV head."""
+        return int(self._offsets_GM.size)
+
+    @property
+    def num_probes(self) -> int:
+        """E: 0 where the tile has no row to spare."""
+        return NUM_PROBES if self._spare_GS.shape[1] else 0
+
+    def _probes(self, layer: int, tiles_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Query head in the group and offset of each tile's probes: int64 [N, K, E] each."""
+        # A tile's draw depends on seed, layer and tile alone: rows of random numbers by tile.
+        shape = (int(tiles_N.max(initial=-1)) + 1, self._num_kv_heads, self.num_probes, 2)
+        draws = np.random.default_rng((self._seed, layer)).random(shape)[tiles_N]
+        heads = (draws[..., 0] * self._group_size).astype(np.int64)
+        spare = (draws[..., 1] * self._spare_GS.shape[1]).astype(np.int64)
+        return heads, self._spare_GS[heads, spare]
+
+    def offsets(self, layer: int, tiles_N: np.ndarray) -> np.ndarray:
+        """Offset in the tile of every row, in the order of `Rows.scaled`: [K, N, M + E]."""
+        chosen = self._offsets_GM.reshape(1, 1, -1)
+        shape = (self._num_kv_heads, len(tiles_N), self.num_chosen)
+        parts = [np.broadcast_to(chosen, shape)]
+        if self.num_probes:
+            parts.append(self._probes(layer, tiles_N)[1].transpose(1, 0, 2))
+        return np.concatenate(parts, axis=2)
+
+    def take(self, layer: int, tiles_N: np.ndarray, q_NBKGD: Tensor) -> Rows:
+        """Sample the tiles' queries."""
+        num_tiles, _, num_kv_heads, group_size, dim = q_NBKGD.shape
+        offsets = torch.from_numpy(self._offsets_GM)
+        groups = torch.arange(group_size)[:, None]
+        rows = q_NBKGD[:, offsets, :, groups].float()  # [G, M / G, N, K, D]
+        rows = rows.permute(3, 2, 0, 1, 4).reshape(num_kv_heads, num_tiles, self.num_chosen, dim)
+        scale = (rows.abs().amax(-1) / INT8_MAX).clamp_min(MIN_SCALE).half()
+        chosen = (rows / scale.float().unsqueeze(-1)).round_().clamp_(-INT8_MAX, INT8_MAX)
+        if self.num_probes:
+            heads, places = (torch.from_numpy(x) for x in self._probes(layer, tiles_N))
+            tile = torch.arange(num_tiles)[:, None, None]
+            kv_head = torch.arange(num_kv_heads)[None, :, None]
+            probes = q_NBKGD[tile, places, kv_head, heads].transpose(0, 1)  # [K, N, E, D]
+        else:
+            probes = q_NBKGD.new_empty(num_kv_heads, num_tiles, 0, dim)
+        return Rows(chosen.to(torch.int8), scale, probes.contiguous())
+
+
+def forced_blocks(tiles_N: np.ndarray, num_blocks: int) -> np.ndarray:
+    """Sink, diagonal and local window: bool [N, J]."""
+    blocks_J, tiles_N1 = np.arange(num_blocks), tiles_N[:, None]
+    near = (blocks_J <= tiles_N1) & (blocks_J >= tiles_N1 - WINDOW_BLOCKS)
+    return near | ((blocks_J == 0) & (tiles_N1 >= 0))
+
+
+def visible_blocks(tiles_N: np.ndarray, num_blocks: int) -> np.ndarray:
+    """What causality lets the tiles see, the diagonal included: bool [N, J]."""
+    return np.arange(num_blocks) <= tiles_N[:, None]
+
+
+def keep_by_mass(mass_KNJ: Tensor, tiles_N: np.ndarray, gammas: list[float]) -> list[np.ndarray]:
+    """For each gamma the fewest blocks whose estimated mass reaches it: bool [K, N, J].
+
+    The forced blocks come first; gamma 1 keeps everything visible.
+    """
+    num_blocks = mass_KNJ.shape[2]
+    visible = torch.from_numpy(visible_blocks(tiles_N, num_blocks))
+    forced = torch.from_numpy(forced_blocks(tiles_N, num_blocks))
+    mass_KNJ = mass_KNJ * visible
+    rank = torch.where(forced, mass_KNJ + 2.0, torch.where(visible, mass_KNJ, -1.0))
+    order = rank.argsort(dim=2, descending=True, stable=True)
+    ordered = mass_KNJ.gather(2, order)
+    before = ordered.cumsum(2) - ordered
+    total = ordered.sum(2, keepdim=True)
+    kept = []
+    for gamma in gammas:
+        keep = torch.zeros_like(visible).expand_as(mass_KNJ).clone()
+        keep.scatter_(2, order, before < gamma * total if gamma < 1.0 else torch.ones_like(keep))
+        kept.append(((keep | forced) & visible).numpy())
+    return kept
+
+
+def keep_by_distance(tiles_N: np.ndarray, num_blocks: int, window: int) -> np.ndarray:
+    """Sink, the nearest `window` blocks, then every 2nd, 4th, 8th ...: bool [N, J].
+
+    Each time the distance doubles, half as many blocks stay: importance by distance alone,
+    as in the CSPS paper (arXiv 2409.15104v1). Positions are absolute, so tiles share blocks.
+    """
+    blocks_J = np.arange(num_blocks)
+    distance = np.maximum(tiles_N[:, None] - blocks_J, 0)
+    doublings = np.floor(np.log2(np.maximum(distance, 1) / window)).astype(np.int64)
+    stride = 1 << np.maximum(doublings + 1, 0)
+    keep = (blocks_J % stride == 0) | (distance < window)
+    return (keep | forced_blocks(tiles_N, num_blocks)) & visible_blocks(tiles_N, num_blocks)

@@ -1,0 +1,266 @@
+"""The `in` phase of sparse prefill, up to the choice: rows out, masses back, votes.
+
+Five exchanges, each one message per peer: sampled rows; their log-sum-exps by owner; block
+masses; what each choice would keep and recall; then (csps.attention.sparse) the choice itself.
+The caller computes something else between `post_*` and the next step.
+
+Suffixes: K KV heads, N tiles of one rank, M rows that choose, E probes, J blocks, V visible
+(tile, block) pairs, B tokens, G query heads per KV head, D head dim.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from csps.attention.recall import Outcome, Verdict, judge, recall_of, widened
+from csps.attention.score import Scores, score
+from csps.attention.select import Rows, RowSampler, keep_by_distance, keep_by_mass, visible_blocks
+from csps.attention.shards import SparseSequence
+from csps.core.attention import AttentionKind, CsaConfig
+from csps.parallel.packets import Arrival, Packets, Part, Slot
+
+
+class Sight:
+    """Which tiles see which owner's blocks; what every message's size follows from."""
+
+    def __init__(self, seq: SparseSequence) -> None:
+        self.blocks = seq.blocks
+        self.tiles = tuple(tiles[tiles != seq.last_tile] for tiles in seq.tiles)
+        self.ranks = tuple(rank for rank, blocks in enumerate(seq.blocks) if len(blocks))
+        self.causal_pairs = sum(int((tiles + 1).sum()) for tiles in self.tiles)
+
+    def first(self, requester: int, owner: int) -> int:
+        """Index of the requester's first tile that sees a block of the owner; all later do."""
+        if requester == owner:
+            return 0
+        return int(np.searchsorted(self.tiles[requester], self.blocks[owner][0], side="right"))
+
+    def seen(self, requester: int, owner: int) -> np.ndarray:
+        """The requester's tiles that see the owner."""
+        return self.tiles[requester][self.first(requester, owner) :]
+
+    def pairs(self, requester: int, owner: int) -> np.ndarray:
+        """bool [N, J]: all the requester's tiles, the owner's blocks; diagonal included."""
+        return self.blocks[owner] <= self.tiles[requester][:, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """`keep` [K, N, J] of this rank's tiles over all blocks; the verdict is every rank's."""
+
+    keep: np.ndarray
+    verdict: Verdict
+
+
+class Selection:
+    """One layer's choice for one sequence. Call the methods in the order they stand."""
+
+    def __init__(
+        self,
+        seq: SparseSequence,
+        sight: Sight,
+        sampler: RowSampler,
+        packets: Packets,
+        config: CsaConfig,
+        layer: int,
+        first_head: int,
+    ) -> None:
+        self._seq, self._sight, self._sampler = seq, sight, sampler
+        self._packets, self._config = packets, config
+        self._layer, self._first_head = layer, first_head
+        self._me = packets.rank
+        self._peers = tuple(rank for rank in sight.ranks if rank != self._me)
+        self._scores: dict[int, Scores] = {}
+
+    def post_rows(self, q_NBKGD: Tensor) -> None:
+        """Sample this rank's tiles and send the rows to the owners of what they see."""
+        me, sight = self._me, self._sight
+        self._num_kv_heads, self._head_dim = q_NBKGD.shape[2], q_NBKGD.shape[4]
+        self._device, self._dtype = q_NBKGD.device, q_NBKGD.dtype
+        self._rows = self._sampler.take(self._layer, sight.tiles[me], q_NBKGD)
+        outgoing = {}
+        for owner in self._peers:
+            first = sight.first(me, owner)
+            rows = self._rows
+            outgoing[owner] = [
+                Part("rows", rows.chosen[:, first:]),
+                Part("rows", rows.scale[:, first:]),
+                Part("rows", rows.probes[:, first:]),
+            ]
+        incoming = {peer: self._row_slots(len(sight.seen(peer, me))) for peer in self._peers}
+        self._rows_arrival = self._post(outgoing, incoming)
+
+    def score_own(self, keys_KJBD: Tensor) -> None:
+        """This rank's rows against its own keys (fp32)."""
+        self._keys = keys_KJBD
+        self._score(self._me, self._rows)
+
+    def post_lse(self) -> None:
+        """Score the peers' rows; tell every owner what it needs to normalise."""
+        for requester, parts in self._rows_arrival.wait().items():
+            self._score(requester, Rows(*parts))
+        me = self._me
+        outgoing, incoming = {}, {}
+        for peer in self._peers:
+            outgoing[peer] = [
+                Part("lse", self._scores[r].lse[:, self._skip(r, me, peer) :])
+                for r in self._sight.ranks
+            ]
+            incoming[peer] = [
+                Slot("lse", self._lse_shape(r, peer, me), torch.float32) for r in self._sight.ranks
+            ]
+        self._lse_arrival = self._post(outgoing, incoming)
+
+    def post_mass(self) -> None:
+        """Normalise, and reply to each requester with its tiles' masses in the blocks here."""
+        me, sight = self._me, self._sight
+        theirs = self._lse_arrival.wait()
+        outgoing, incoming = {}, {}
+        for index, requester in enumerate(sight.ranks):
+            total = self._scores[requester].lse.clone()
+            for owner in self._peers:
+                lse = theirs[owner][index]
+                tail = total[:, total.shape[1] - lse.shape[1] :]
+                tail.copy_(torch.logaddexp(tail, lse))
+            chosen, probes = self._masses(requester, total)
+            if requester == me:
+                self._own_mass = chosen, probes
+            else:
+                outgoing[requester] = [Part("mass", chosen), Part("mass", probes)]
+                pairs = int(sight.pairs(me, requester).sum())
+                incoming[requester] = self._mass_slots(pairs)
+        self._scores.clear()
+        self._mass_arrival = self._post(outgoing, incoming)
+
+    def post_votes(self) -> None:
+        """Choose for this rank's tiles; tell all ranks what that keeps and recalls."""
+        chosen, probes = self._assemble_mass()
+        self._keeps = self._choose(chosen)
+        self._kept = np.stack([keep.sum((1, 2)) for keep in self._keeps]).astype(np.float32)
+        recalls = torch.stack([recall_of(probes, keep) for keep in self._keeps])
+        self._recalls = recalls.flatten(2).contiguous()  # [choices, K, N * E]
+        votes = [
+            Part("vote", torch.from_numpy(self._kept).to(self._device)),
+            Part("vote", self._recalls),
+        ]
+        choices = len(self._keeps)
+        incoming = {
+            peer: [
+                Slot("vote", (choices, self._num_kv_heads), torch.float32),
+                Slot("vote", (choices, self._num_kv_heads, self._num_probes(peer)), torch.float32),
+            ]
+            for peer in self._peers
+        }
+        self._votes_arrival = self._post(dict.fromkeys(self._peers, votes), incoming)
+
+    def decide(self) -> Choice:
+        """What every KV head runs with, by the votes of all ranks."""
+        votes = self._votes_arrival.wait()
+        votes[self._me] = [torch.from_numpy(self._kept), self._recalls]
+        ranks = self._sight.ranks
+        kept = sum(votes[rank][0].cpu().double().numpy() for rank in ranks)
+        recalls = np.concatenate([votes[rank][1].cpu().numpy() for rank in ranks], axis=2)
+        # In the order of tiles: sums must not depend on who computed which.
+        tiles = np.concatenate([self._sight.tiles[rank] for rank in ranks])
+        order = np.argsort(np.repeat(tiles, self._sampler.num_probes))
+        verdict = judge(
+            kept,
+            self._sight.causal_pairs,
+            recalls[..., order],
+            self._gammas,
+            self._config,
+            layer=self._layer,
+            first_head=self._first_head,
+            falls_back=self._seq.params.kind is AttentionKind.CSA,
+        )
+        keep = self._keeps[0].copy()
+        visible = visible_blocks(self._sight.tiles[self._me], self._seq.num_blocks)
+        for head, outcome in enumerate(verdict.outcomes):
+            if outcome is Outcome.DENSE:
+                keep[head] = visible
+            else:
+                keep[head] = self._keeps[outcome][head]
+        return Choice(keep, verdict)
+
+    # Parts of the steps
+
+    def _post(self, outgoing: dict[int, list[Part]], incoming: dict[int, list[Slot]]) -> Arrival:
+        return self._packets.post(outgoing, incoming, self._device)
+
+    def _row_slots(self, num_tiles: int) -> list[Slot]:
+        heads, sampler, dim = self._num_kv_heads, self._sampler, self._head_dim
+        return [
+            Slot("rows", (heads, num_tiles, sampler.num_chosen, dim), torch.int8),
+            Slot("rows", (heads, num_tiles, sampler.num_chosen), torch.float16),
+            Slot("rows", (heads, num_tiles, sampler.num_probes, dim), self._dtype),
+        ]
+
+    def _score(self, requester: int, rows: Rows) -> None:
+        tiles = self._sight.seen(requester, self._me)
+        offsets = self._sampler.offsets(self._layer, tiles)
+        positions = tiles[:, None] * self._seq.block_size + offsets
+        blocks = self._sight.blocks[self._me]
+        self._scores[requester] = score(rows.scaled(), positions, tiles, self._keys, blocks)
+
+    def _skip(self, requester: int, owner: int, other: int) -> int:
+        """Tiles that see `owner` but not `other`: `other` needs no log-sum-exp of them."""
+        sight = self._sight
+        return max(sight.first(requester, other) - sight.first(requester, owner), 0)
+
+    def _lse_shape(self, requester: int, owner: int, other: int) -> tuple[int, int, int]:
+        num_tiles = len(self._sight.seen(requester, owner)) - self._skip(requester, owner, other)
+        return self._num_kv_heads, num_tiles, self._sampler.num_chosen + self._sampler.num_probes
+
+    def _masses(self, requester: int, total_lse_KNR: Tensor) -> tuple[Tensor, Tensor]:
+        """Visible pairs' mean mass [K, V] and the probes' [K, V, E], fp16."""
+        scores = self._scores[requester]
+        weights = torch.exp(scores.peak - total_lse_KNR)
+        num_chosen = self._sampler.num_chosen
+        mean = torch.einsum(
+            "knm,knmj->knj", weights[..., :num_chosen], scores.mass[:, :, :num_chosen]
+        ).div_(max(num_chosen, 1))
+        probes = (scores.mass[:, :, num_chosen:] * weights[..., num_chosen:, None]).transpose(2, 3)
+        first = self._sight.first(requester, self._me)
+        seen = torch.from_numpy(self._sight.pairs(requester, self._me)[first:])
+        return mean.half()[:, seen], probes.half()[:, seen]
+
+    def _mass_slots(self, num_pairs: int) -> list[Slot]:
+        heads = self._num_kv_heads
+        return [
+            Slot("mass", (heads, num_pairs), torch.float16),
+            Slot("mass", (heads, num_pairs, self._sampler.num_probes), torch.float16),
+        ]
+
+    def _assemble_mass(self) -> tuple[Tensor, Tensor]:
+        """Mean mass [K, N, J] and the probes' [K, N, E, J] over all owners' blocks, fp32."""
+        me, sight = self._me, self._sight
+        masses = {owner: tuple(parts) for owner, parts in self._mass_arrival.wait().items()}
+        masses[me] = self._own_mass
+        shape = self._num_kv_heads, len(sight.tiles[me]), self._seq.num_blocks
+        chosen = torch.zeros(shape, device=self._device)
+        probes = torch.zeros((*shape, self._sampler.num_probes), device=self._device)
+        for owner, (mean, probe) in masses.items():
+            tiles, columns = np.nonzero(sight.pairs(me, owner))
+            at = torch.from_numpy(tiles), torch.from_numpy(sight.blocks[owner][columns])
+            chosen[:, at[0], at[1]] = mean.float()
+            probes[:, at[0], at[1]] = probe.float()
+        return chosen, probes.transpose(2, 3)
+
+    @property
+    def _gammas(self) -> list[float]:
+        params = self._seq.params
+        if params.kind is AttentionKind.CSA_DISTANCE:
+            return [0.0]
+        return [params.gamma, widened(params.gamma)]
+
+    def _choose(self, mass_KNJ: Tensor) -> list[np.ndarray]:
+        tiles, params = self._sight.tiles[self._me], self._seq.params
+        if params.kind is AttentionKind.CSA_DISTANCE:
+            keep = keep_by_distance(tiles, self._seq.num_blocks, params.window_blocks)
+            return [np.repeat(keep[None], self._num_kv_heads, axis=0)]
+        return keep_by_mass(mass_KNJ, tiles, self._gammas)
+
+    def _num_probes(self, rank: int) -> int:
+        return len(self._sight.tiles[rank]) * self._sampler.num_probes
