@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from csps.bench import record, steps
+from csps.bench.cli_network import network
 from csps.bench.flags import (
     Json,
     Model,
@@ -28,6 +29,7 @@ from csps.checkpoint.locate import DEFAULT_MODEL
 from csps.core.config import DType
 
 app = typer.Typer(no_args_is_help=True)
+app.command()(network)
 
 
 @app.callback()

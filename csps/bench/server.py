@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -48,8 +49,11 @@ class ServerProcess:
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
             )
 
-    def wait_ready(self) -> None:
-        """UnavailableError, with the end of the log, if it does not get ready."""
+    def wait_ready(self, check: Callable[[], None] | None = None) -> None:
+        """UnavailableError, with the end of the log, if it does not get ready.
+
+        `check` is called meanwhile, and raises if there is nothing to wait for any more.
+        """
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
             if self._ready_path.exists() and (text := self._ready_path.read_text()):
@@ -59,6 +63,8 @@ class ServerProcess:
                 raise UnavailableError(
                     f"csps serve ended with status {self.process.returncode}:\n{self.log[-2000:]}"
                 )
+            if check is not None:
+                check()
             time.sleep(0.1)
         raise UnavailableError(f"csps serve was not ready in time:\n{self.log[-2000:]}")
 
