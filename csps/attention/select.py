@@ -36,10 +36,11 @@ class Rows:
     scale: Tensor
     probes: Tensor
 
-    def scaled(self) -> Tensor:
-        """Rows that choose, then probes, times 1 / sqrt(D): fp32 [K, N, M + E, D]."""
-        chosen = self.chosen.float() * self.scale.float().unsqueeze(-1)
-        return torch.cat((chosen, self.probes.float()), dim=2) * self.chosen.shape[-1] ** -0.5
+    def scaled(self) -> tuple[Tensor, Tensor]:
+        """Rows that choose and probes, times 1 / sqrt(D), fp32."""
+        softmax_scale = self.chosen.shape[-1] ** -0.5
+        chosen = self.chosen.float() * (self.scale.float() * softmax_scale).unsqueeze(-1)
+        return chosen, self.probes.float() * softmax_scale
 
 
 class RowSampler:
@@ -79,7 +80,7 @@ class RowSampler:
         return heads, self._spare_GS[heads, spare]
 
     def offsets(self, layer: int, tiles_N: np.ndarray) -> np.ndarray:
-        """Offset in the tile of every row, in the order of `Rows.scaled`: [K, N, M + E]."""
+        """Offset in the tile of every row, those that choose first: [K, N, M + E]."""
         chosen = self._offsets_GM.reshape(1, 1, -1)
         shape = (self._num_kv_heads, len(tiles_N), self.num_chosen)
         parts = [np.broadcast_to(chosen, shape)]

@@ -202,7 +202,7 @@ class Selection:
         offsets = self._sampler.offsets(self._layer, tiles)
         positions = tiles[:, None] * self._seq.block_size + offsets
         blocks = self._sight.blocks[self._me]
-        self._scores[requester] = score(rows.scaled(), positions, tiles, self._keys, blocks)
+        self._scores[requester] = score(*rows.scaled(), positions, tiles, self._keys, blocks)
 
     def _skip(self, requester: int, owner: int, other: int) -> int:
         """Tiles that see `owner` but not `other`: `other` needs no log-sum-exp of them."""
