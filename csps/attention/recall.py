@@ -105,7 +105,7 @@ def _report(
         layer=layer,
         head=head,
         gamma=gamma,
-        density=kept / causal if causal else 0.0,
+        density=float(kept / causal) if causal else 0.0,
         num_probes=count,
         recall_mean=float(recall_X.mean()) if count else 1.0,
         recall_var=float(recall_X.var(ddof=1)) / count if count > 1 else 0.0,
