@@ -63,8 +63,8 @@ def judge(
     """Choose between the choices C (asked, widened) by KV head.
 
     `kept_CK`: pairs each would keep, `recalls_CKX`: recall of all ranks' probes. A choice is
-    good if the lower end of its recall's interval reaches the floor and it is worth it: it
-    keeps no more than config.max_density. If none is, or there are too few probes to know, the
+    good if the lower end of its recall's interval and its 5% quantile reach their floors, and it
+    is worth it: it keeps no more than config.max_density. If none is, or there are too few probes to know, the
     head runs dense. Without `falls_back` the first choice stands, whatever it is.
     """
     outcomes, reports, recalls = [], [], []
@@ -92,9 +92,13 @@ def _outcome(options: Sequence[HeadReport], config: CsaConfig) -> Outcome:
     for outcome, option in zip((Outcome.ASKED, Outcome.WIDENED), options, strict=True):
         if option.gamma >= 1.0 or option.density > config.max_density:
             return Outcome.DENSE
-        if option.num_probes >= MIN_PROBES and option.recall_low >= config.min_recall:
+        if option.num_probes >= MIN_PROBES and _is_good(option, config):
             return outcome
     return Outcome.DENSE
+
+
+def _is_good(option: HeadReport, config: CsaConfig) -> bool:
+    return option.recall_low >= config.min_recall and option.recall_p5 >= config.min_recall_p5
 
 
 def _report(

@@ -123,6 +123,13 @@ def serve(
             rich_help_panel=SPARSE,
         ),
     ] = 0.90,
+    csa_min_recall_p5: Annotated[
+        float,
+        typer.Option(
+            help="The same for the recall that 95% of a head's rows reach: rare sharp rows.",
+            rich_help_panel=SPARSE,
+        ),
+    ] = 0.75,
     csa_min_tokens: Annotated[
         int,
         typer.Option(min=1, help="Shorter prompts are always dense.", rich_help_panel=SPARSE),
@@ -200,6 +207,7 @@ def serve(
         raise ConfigError(f"--ready-file: {ready_file}: no such directory")
     csa = CsaConfig(
         min_recall=csa_min_recall,
+        min_recall_p5=csa_min_recall_p5,
         rows_per_tile=csa_rows,
         estimate=csa_estimate,
         wire=csa_wire,

@@ -75,13 +75,15 @@ class CsaConfig:
     """What all sparse prefills of a server share; every rank must agree on it.
 
     `min_recall`: a KV head whose measured recall may be below it widens gamma once, then runs
-    dense in that layer. `max_density`: one that would keep a larger share of the pairs runs
-    dense too. `rows_per_tile`: query rows per query head and tile that choose. `pipeline`:
+    dense in that layer. So does one of whose rows more than 5% recall less than `min_recall_p5`:
+    its mean hides rare rows with sharp matches, and those are what copying is made of.
+    `max_density`: one that would keep a larger share of the pairs runs dense too. `rows_per_tile`: query rows per query head and tile that choose. `pipeline`:
     communication runs beside computation; off only to show what that is worth.
     """
 
     min_recall: float = 0.90
-    max_density: float = 0.5
+    min_recall_p5: float = 0.75
+    max_density: float = 0.7
     rows_per_tile: int = 8
     estimate: Estimate = Estimate.ROWS
     wire: Wire = Wire.MODEL
@@ -91,6 +93,8 @@ class CsaConfig:
         """Raise ConfigError naming the first flag out of its limits."""
         if not 0.0 <= self.min_recall <= 1.0:
             raise ConfigError(f"--csa-min-recall: must be in [0, 1], got {self.min_recall}")
+        if not 0.0 <= self.min_recall_p5 <= 1.0:
+            raise ConfigError(f"--csa-min-recall-p5: must be in [0, 1], got {self.min_recall_p5}")
         if not 0.0 < self.max_density <= 1.0:
             raise ConfigError(f"--csa-max-density: must be in (0, 1], got {self.max_density}")
         if not 1 <= self.rows_per_tile <= 64:

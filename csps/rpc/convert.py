@@ -59,6 +59,7 @@ def setup_to_proto(setup: WorkerSetup) -> worker_pb2.Setup:
         collective_timeout_s=setup.collective_timeout_s,
         csa=worker_pb2.CsaSetup(
             min_recall=setup.csa.min_recall,
+            min_recall_p5=setup.csa.min_recall_p5,
             max_density=setup.csa.max_density,
             rows_per_tile=setup.csa.rows_per_tile,
             estimate=setup.csa.estimate.value,
@@ -80,6 +81,7 @@ def setup_from_proto(message: worker_pb2.Setup) -> WorkerSetup:
         collective_timeout_s=message.collective_timeout_s,
         csa=CsaConfig(
             min_recall=message.csa.min_recall,
+            min_recall_p5=message.csa.min_recall_p5,
             max_density=message.csa.max_density,
             rows_per_tile=message.csa.rows_per_tile,
             estimate=Estimate(message.csa.estimate),

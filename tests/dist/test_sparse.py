@@ -13,7 +13,7 @@ from tests.dist.sparse_case import Case, attend, dense, gather, random_case
 EXACT = AttentionParams(AttentionKind.CSA, gamma=1.0)
 SPARSE = AttentionParams(AttentionKind.CSA, gamma=0.6, seed=7)
 # So that a low gamma is not corrected away.
-LENIENT = CsaConfig(min_recall=0.0, max_density=1.0)
+LENIENT = CsaConfig(min_recall=0.0, min_recall_p5=0.0, max_density=1.0)
 LENGTHS = [1, 7, 16, 17, 31, 33, 160, 333]
 
 
