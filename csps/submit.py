@@ -208,6 +208,7 @@ def _json(answer: Answer) -> dict[str, object]:
         },
         "timings": _timings(complete) if complete else None,
         "attention": asdict(complete.sparse) if complete and complete.sparse else None,
+        "prompt_logprobs": complete.prompt_logprobs if complete else [],
         "client_ttft_s": answer.arrivals[0] - answer.started if answer.arrivals else None,
         "tbt_ms_p50": percentile(gaps, 0.5),
         "tbt_ms_p99": percentile(gaps, 0.99),
@@ -217,5 +218,5 @@ def _json(answer: Answer) -> dict[str, object]:
 
 def _timings(complete: Complete) -> dict[str, object]:
     fields = asdict(complete)
-    del fields["sparse"]
+    del fields["sparse"], fields["prompt_logprobs"]
     return fields

@@ -40,6 +40,10 @@ def submit(
     logprobs: Annotated[
         int | None, typer.Option(help="Log-probabilities, with so many alternatives.")
     ] = None,
+    prompt_logprobs: Annotated[
+        int | None,
+        typer.Option(help="With --json: log-probabilities of so many last tokens of the prompt."),
+    ] = None,
     attention: Annotated[
         AttentionKind | None,
         typer.Option(help="How the prompt is prefilled; default: the server's choice."),
@@ -81,6 +85,7 @@ def submit(
             ignore_eos=ignore_eos,
             seed=seed,
             logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
         ),
         attention=AttentionChoice(attention, gamma, window, report_heads),
         raw=raw,

@@ -205,6 +205,12 @@ class Frontend:
             raise InvalidRequestError(
                 "token_ids", f"{max(prompt_ids)} is outside the vocabulary [0, {vocab_size})"
             )
+        if (sampling.prompt_logprobs or 0) >= len(prompt_ids):
+            raise InvalidRequestError(
+                "prompt_logprobs",
+                f"must be less than the prompt's {len(prompt_ids)} tokens (the first has none), "
+                f"got {sampling.prompt_logprobs}",
+            )
         if sampling.max_tokens is not None and len(prompt_ids) + sampling.max_tokens > limit:
             raise InvalidRequestError(
                 "max_tokens",

@@ -118,6 +118,7 @@ class EngineLoop:
             self.counters[lane].add(plan, results)
             self._note_prefilled(plan)
             self._note_sparse(plan, results)
+            self._note_scored(results)
             for seq, token, finish in events:
                 live = self._by_seq.get(seq.seq_id)
                 if live is not None:
@@ -158,6 +159,13 @@ class EngineLoop:
             live = self._by_seq.get(work.seq_id)
             if live is not None:
                 live.sparse.add(reports, work.attention.gamma)
+
+    def _note_scored(self, results: Sequence[StepResult]) -> None:
+        for result in results:
+            for scored in result.scored:
+                live = self._by_seq.get(scored.seq_id)
+                if live is not None:
+                    live.put_scores(scored)
 
     def _release(self) -> None:
         released = self.scheduler.released()

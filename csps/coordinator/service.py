@@ -211,6 +211,7 @@ def _complete(live: LiveRequest, finish: FinishReason, num_output: int) -> pb.Co
             last_token_s=elapsed(live, live.last_token),
         ),
         attention=_attention_report(live),
+        prompt_logprobs=live.prompt_logprobs(),
     )
 
 

@@ -7,6 +7,7 @@ a plan carries only what is new since the sequence's last plan.
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from csps.core.attention import DENSE, AttentionParams, SparseReport
 from csps.core.request import SamplingParams
@@ -20,6 +21,13 @@ class Lane(StrEnum):
     DECODE = "decode"
 
 
+class Targets(NamedTuple):
+    """Tokens at [start, start + len(token_ids)), each to be scored by the row before it."""
+
+    start: int
+    token_ids: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """Tokens of one sequence that a step computes.
@@ -28,7 +36,8 @@ class Work:
     the blocks allocated since the sequence's last plan. `sampling` stands in the first
     plan of a sequence only (a sequence that is recomputed starts again). `sample`: the
     rank that computes the last position draws the next token. `attention`: how a prefill
-    attends; decode is always exact.
+    attends; decode is always exact. `targets`: prompt tokens whose log-probability is wanted;
+    they lie in [start + 1, stop + 1).
     """
 
     seq_id: int
@@ -39,6 +48,7 @@ class Work:
     sample: bool = False
     sampling: SamplingParams | None = None
     attention: AttentionParams = DENSE
+    targets: Targets | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -77,6 +87,18 @@ class SampledToken:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredTokens:
+    """Natural log-probabilities of the tokens at [start, start + len(logprobs)).
+
+    Each is given all tokens before it, under the untempered distribution.
+    """
+
+    seq_id: int
+    start: int
+    logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StepStats:
     """Where one rank's step went. Times in seconds, bytes of this rank by kind.
 
@@ -102,3 +124,4 @@ class StepResult:
     sampled: tuple[SampledToken, ...] = ()
     stats: StepStats = field(default_factory=StepStats)
     sparse: tuple[SparseReport, ...] = ()
+    scored: tuple[ScoredTokens, ...] = ()

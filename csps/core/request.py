@@ -10,6 +10,7 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 256
 MAX_STOP_TOKEN_IDS = 64
 MAX_LOGPROBS = 20
+MAX_PROMPT_LOGPROBS = 4096
 
 
 class FinishReason(StrEnum):
@@ -25,7 +26,8 @@ class SamplingParams:
     """How tokens are drawn. The defaults are greedy.
 
     `max_tokens` None means: up to the context length. `logprobs` None means none;
-    0 means the chosen token's alone; n adds the n likeliest.
+    0 means the chosen token's alone; n adds the n likeliest. `prompt_logprobs`: last tokens of
+    the prompt to score, fewer than it has.
     """
 
     max_tokens: int | None = None
@@ -38,6 +40,7 @@ class SamplingParams:
     ignore_eos: bool = False
     seed: int | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def validate(self, vocab_size: int) -> None:
         """Raise InvalidRequestError naming the first field out of its limits."""
@@ -60,6 +63,11 @@ class SamplingParams:
         if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
             raise InvalidRequestError(
                 "logprobs", f"must be in [0, {MAX_LOGPROBS}], got {self.logprobs}"
+            )
+        scored = self.prompt_logprobs
+        if scored is not None and not 0 <= scored <= MAX_PROMPT_LOGPROBS:
+            raise InvalidRequestError(
+                "prompt_logprobs", f"must be in [0, {MAX_PROMPT_LOGPROBS}], got {scored}"
             )
         self._validate_stops(vocab_size)
 

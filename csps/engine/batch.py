@@ -29,12 +29,23 @@ class SampleRow:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoreRun:
+    """Rows [row, row + len(token_ids)), each of which scores the token that follows it."""
+
+    seq_id: int
+    row: int
+    position: int  # of the first token that is scored
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TokenBatch:
     """This rank's tokens of a step, all sequences behind one another; int64 [T] each."""
 
     token_ids_T: Tensor
     positions_T: Tensor
     samples: tuple[SampleRow, ...]
+    scores: tuple[ScoreRun, ...]
 
     @property
     def num_tokens(self) -> int:
@@ -46,8 +57,10 @@ def token_batch(plan: StepPlan, rank: int, device: torch.device) -> TokenBatch:
     token_ids: list[int] = []
     positions: list[int] = []
     samples: list[SampleRow] = []
+    scores: list[ScoreRun] = []
     for work in plan.work:
         for piece in own_slices(work, rank):
+            scores += _score_runs(work, piece, len(token_ids))
             token_ids += work.token_ids[piece.start - work.start : piece.stop - work.start]
             positions += range(piece.start, piece.stop)
         if work.sample and work.slices[-1].rank == rank:
@@ -56,7 +69,21 @@ def token_batch(plan: StepPlan, rank: int, device: torch.device) -> TokenBatch:
         token_ids_T=torch.tensor(token_ids, dtype=torch.int64, device=device),
         positions_T=torch.tensor(positions, dtype=torch.int64, device=device),
         samples=tuple(samples),
+        scores=tuple(scores),
     )
+
+
+def _score_runs(work: Work, piece: Slice, row: int) -> list[ScoreRun]:
+    """The targets that the rows of `piece`, which begin at `row`, come right before."""
+    if work.targets is None:
+        return []
+    at, token_ids = work.targets
+    first = max(at, piece.start + 1)
+    behind = min(at + len(token_ids), piece.stop + 1)
+    if first >= behind:
+        return []
+    targets = token_ids[first - at : behind - at]
+    return [ScoreRun(work.seq_id, row + first - 1 - piece.start, first, targets)]
 
 
 def own_slices(work: Work, rank: int) -> list[Slice]:

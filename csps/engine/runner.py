@@ -17,6 +17,7 @@ from csps.engine.batch import TokenBatch, decode_batch, prefill_batch, token_bat
 from csps.engine.block_table import BlockTable
 from csps.engine.kv_pool import KVPool
 from csps.engine.sampler import Draw, sample
+from csps.engine.scorer import score
 from csps.model.llama import Attend, Llama
 from csps.parallel.collectives import SequenceComm
 from csps.parallel.overlap import CommClock
@@ -46,7 +47,7 @@ class Runner:
 
     rank: int
     num_ranks: int
-    samples: bool  # one rank of each tensor row draws tokens
+    samples: bool  # one rank of each tensor row draws and scores tokens
     pool: KVPool
     kernels: Kernels
     csa: CsaConfig
@@ -68,6 +69,7 @@ class Runner:
         attend = self._attend(plan, lane)
         hidden_TE = self._forward(lane, tokens, attend)
         sampled = self._sample(lane.model, tokens, hidden_TE)
+        scored = score(lane.model, hidden_TE, tokens.scores) if self.samples else ()
         for work in plan.work:
             self._states[work.seq_id].num_drawn += work.sample
         wall_s = time.perf_counter() - begun
@@ -85,6 +87,7 @@ class Runner:
                 bytes_received=dict(lane.clock.bytes_received),
             ),
             sparse=attend.reports() if isinstance(attend, PrefillAttention) else (),
+            scored=scored,
         )
 
     def release(self, seq_ids: list[int]) -> None:

@@ -96,7 +96,8 @@ class SparseOutcome:
 class Complete:
     """The end. Times in seconds since the server received the request.
 
-    `sparse` is None if the prefill was dense.
+    `sparse` is None if the prefill was dense. `prompt_logprobs`: natural, of the prompt's last
+    tokens, as many as were asked for.
     """
 
     finish_reason: FinishReason
@@ -107,6 +108,7 @@ class Complete:
     first_token_s: float
     last_token_s: float
     sparse: SparseOutcome | None = None
+    prompt_logprobs: tuple[float, ...] = ()
 
 
 Event = Progress | Chunk | Complete
@@ -261,4 +263,5 @@ def _event(response: pb.GenerateResponse) -> Event:
         first_token_s=timings.first_token_s,
         last_token_s=timings.last_token_s,
         sparse=_sparse(complete.attention) if complete.HasField("attention") else None,
+        prompt_logprobs=tuple(complete.prompt_logprobs),
     )

@@ -11,7 +11,16 @@ from csps.core.attention import (
     Wire,
 )
 from csps.core.config import DType, WorkerSetup
-from csps.core.plan import Lane, SampledToken, StepPlan, StepResult, StepStats, Work
+from csps.core.plan import (
+    Lane,
+    SampledToken,
+    ScoredTokens,
+    StepPlan,
+    StepResult,
+    StepStats,
+    Targets,
+    Work,
+)
 from csps.core.request import SamplingParams
 from csps.core.shards import Extent, Slice
 from csps.v1 import generation_pb2, worker_pb2
@@ -26,6 +35,7 @@ ATTENTION_TO_PROTO = {
 ATTENTION_FROM_PROTO = {value: key for key, value in ATTENTION_TO_PROTO.items()}
 _OPTIONAL_SAMPLING = (
     "max_tokens", "min_tokens", "temperature", "top_p", "top_k", "ignore_eos", "seed", "logprobs",
+    "prompt_logprobs",
 )  # fmt: skip
 
 
@@ -92,7 +102,7 @@ def setup_from_proto(message: worker_pb2.Setup) -> WorkerSetup:
 
 
 def plan_to_proto(plan: StepPlan, rank: int) -> worker_pb2.StepPlan:
-    """The plan as `rank` (of the sequence axis) gets it: all slices, but its own tokens only."""
+    """The plan as `rank` (of the sequence axis) gets it: all slices and targets, its own tokens."""
     return worker_pb2.StepPlan(
         lane=_LANE_TO_PROTO[plan.lane],
         step_id=plan.step_id,
@@ -120,6 +130,9 @@ def _work_to_proto(work: Work, rank: int) -> worker_pb2.Work:
         sample=work.sample,
         sampling=sampling_to_proto(work.sampling) if work.sampling is not None else None,
         attention=_attention_to_proto(work.attention) if work.attention.is_sparse else None,
+        targets=worker_pb2.Targets(start=work.targets.start, token_ids=work.targets.token_ids)
+        if work.targets is not None
+        else None,
     )
 
 
@@ -147,6 +160,9 @@ def _work_from_proto(message: worker_pb2.Work) -> Work:
         attention=_attention_from_proto(message.attention)
         if message.HasField("attention")
         else DENSE,
+        targets=Targets(message.targets.start, tuple(message.targets.token_ids))
+        if message.HasField("targets")
+        else None,
     )
 
 
@@ -184,6 +200,10 @@ def result_to_proto(result: StepResult) -> worker_pb2.StepResult:
             bytes_received=stats.bytes_received,
         ),
         sparse=[_sparse_to_proto(report) for report in result.sparse],
+        scored=[
+            worker_pb2.ScoredTokens(seq_id=s.seq_id, start=s.start, logprobs=s.logprobs)
+            for s in result.scored
+        ],
     )
 
 
@@ -203,6 +223,7 @@ def result_from_proto(message: worker_pb2.StepResult, rank: int) -> StepResult:
             bytes_received=dict(stats.bytes_received),
         ),
         sparse=tuple(_sparse_from_proto(report) for report in message.sparse),
+        scored=tuple(ScoredTokens(s.seq_id, s.start, tuple(s.logprobs)) for s in message.scored),
     )
 
 

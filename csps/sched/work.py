@@ -1,6 +1,6 @@
 """Builds what a plan says about one sequence."""
 
-from csps.core.plan import Work
+from csps.core.plan import Targets, Work
 from csps.core.shards import Extent, Slice
 from csps.sched.sequence import Sequence
 
@@ -19,7 +19,21 @@ def prefill_work(
         sample=stop == seq.num_tokens,
         sampling=seq.sampling_from_here() if start == 0 else None,
         attention=seq.attention,
+        targets=_targets(seq, start, stop),
     )
+
+
+def _targets(seq: Sequence, start: int, stop: int) -> Targets | None:
+    """Prompt tokens that rows [start, stop) score. A prompt is scored once: there is no output
+    before all of it has been, and what is recomputed later has some.
+    """
+    num_wanted = seq.sampling.prompt_logprobs
+    if not num_wanted or seq.output_ids:
+        return None
+    num_prompt = len(seq.prompt_ids)
+    first = max(num_prompt - num_wanted, start + 1)
+    behind = min(num_prompt, stop + 1)
+    return Targets(first, seq.prompt_ids[first:behind]) if first < behind else None
 
 
 def decode_work(seq: Sequence, master: int, new_extents: tuple[Extent, ...] = ()) -> Work:

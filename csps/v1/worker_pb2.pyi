@@ -136,7 +136,7 @@ class StepPlan(_message.Message):
     def __init__(self, lane: _Optional[_Union[Lane, str]] = ..., step_id: _Optional[int] = ..., work: _Optional[_Iterable[_Union[Work, _Mapping]]] = ...) -> None: ...
 
 class Work(_message.Message):
-    __slots__ = ("seq_id", "start", "slices", "new_extents", "sample", "sampling", "attention")
+    __slots__ = ("seq_id", "start", "slices", "new_extents", "sample", "sampling", "attention", "targets")
     SEQ_ID_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     SLICES_FIELD_NUMBER: _ClassVar[int]
@@ -144,6 +144,7 @@ class Work(_message.Message):
     SAMPLE_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
     seq_id: int
     start: int
     slices: _containers.RepeatedCompositeFieldContainer[Slice]
@@ -151,7 +152,16 @@ class Work(_message.Message):
     sample: bool
     sampling: _generation_pb2.SamplingParams
     attention: Attention
-    def __init__(self, seq_id: _Optional[int] = ..., start: _Optional[int] = ..., slices: _Optional[_Iterable[_Union[Slice, _Mapping]]] = ..., new_extents: _Optional[_Iterable[_Union[Extent, _Mapping]]] = ..., sample: bool = ..., sampling: _Optional[_Union[_generation_pb2.SamplingParams, _Mapping]] = ..., attention: _Optional[_Union[Attention, _Mapping]] = ...) -> None: ...
+    targets: Targets
+    def __init__(self, seq_id: _Optional[int] = ..., start: _Optional[int] = ..., slices: _Optional[_Iterable[_Union[Slice, _Mapping]]] = ..., new_extents: _Optional[_Iterable[_Union[Extent, _Mapping]]] = ..., sample: bool = ..., sampling: _Optional[_Union[_generation_pb2.SamplingParams, _Mapping]] = ..., attention: _Optional[_Union[Attention, _Mapping]] = ..., targets: _Optional[_Union[Targets, _Mapping]] = ...) -> None: ...
+
+class Targets(_message.Message):
+    __slots__ = ("start", "token_ids")
+    START_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, start: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Attention(_message.Message):
     __slots__ = ("kind", "gamma", "window_blocks", "seed")
@@ -188,18 +198,30 @@ class Extent(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., first_page: _Optional[int] = ..., num_pages: _Optional[int] = ...) -> None: ...
 
 class StepResult(_message.Message):
-    __slots__ = ("lane", "step_id", "sampled", "stats", "sparse")
+    __slots__ = ("lane", "step_id", "sampled", "stats", "sparse", "scored")
     LANE_FIELD_NUMBER: _ClassVar[int]
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
     SAMPLED_FIELD_NUMBER: _ClassVar[int]
     STATS_FIELD_NUMBER: _ClassVar[int]
     SPARSE_FIELD_NUMBER: _ClassVar[int]
+    SCORED_FIELD_NUMBER: _ClassVar[int]
     lane: Lane
     step_id: int
     sampled: _containers.RepeatedCompositeFieldContainer[SampledToken]
     stats: StepStats
     sparse: _containers.RepeatedCompositeFieldContainer[SparseReport]
-    def __init__(self, lane: _Optional[_Union[Lane, str]] = ..., step_id: _Optional[int] = ..., sampled: _Optional[_Iterable[_Union[SampledToken, _Mapping]]] = ..., stats: _Optional[_Union[StepStats, _Mapping]] = ..., sparse: _Optional[_Iterable[_Union[SparseReport, _Mapping]]] = ...) -> None: ...
+    scored: _containers.RepeatedCompositeFieldContainer[ScoredTokens]
+    def __init__(self, lane: _Optional[_Union[Lane, str]] = ..., step_id: _Optional[int] = ..., sampled: _Optional[_Iterable[_Union[SampledToken, _Mapping]]] = ..., stats: _Optional[_Union[StepStats, _Mapping]] = ..., sparse: _Optional[_Iterable[_Union[SparseReport, _Mapping]]] = ..., scored: _Optional[_Iterable[_Union[ScoredTokens, _Mapping]]] = ...) -> None: ...
+
+class ScoredTokens(_message.Message):
+    __slots__ = ("seq_id", "start", "logprobs")
+    SEQ_ID_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    seq_id: int
+    start: int
+    logprobs: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, seq_id: _Optional[int] = ..., start: _Optional[int] = ..., logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class SparseReport(_message.Message):
     __slots__ = ("seq_id", "kept_pairs", "causal_pairs", "fetched_blocks", "remote_blocks", "recall_p5", "heads")

@@ -105,6 +105,11 @@ SAMPLING = {
     "unknown stop id": ({"stop_token_ids": [400]}, ["stop_token_ids", "400", "[0, 400)"]),
     "logprobs 21": ({"logprobs": 21}, ["logprobs", "[0, 20]", "21"]),
     "logprobs -1": ({"logprobs": -1}, ["logprobs", "[0, 20]", "-1"]),
+    "prompt_logprobs 4097": (
+        {"prompt_logprobs": 4097},
+        ["prompt_logprobs", "[0, 4096]", "4097"],
+    ),
+    "prompt_logprobs -1": ({"prompt_logprobs": -1}, ["prompt_logprobs", "[0, 4096]", "-1"]),
     "seed -1": ({"seed": -1}, ["seed", "[0, 2^63)", "-1"]),
 }
 

@@ -32,12 +32,13 @@ def test_document_and_question(server: Running, tmp_path: Path) -> None:
     done = submit(
         server.target,
         *("--file", str(document), "--prompt", "Who sat?", "--max-tokens", "9"),
-        *("--ignore-eos", "--logprobs", "1", "--json", str(report)),
+        *("--ignore-eos", "--logprobs", "1", "--prompt-logprobs", "3", "--json", str(report)),
     )
     assert done.returncode == 0, done.stderr
     answer = json.loads(report.read_text())
     assert done.stdout.decode().strip("\n") == answer["text"].strip("\n")
     assert len(answer["token_ids"]) == len(answer["logprobs"]) == 9
+    assert len(answer["prompt_logprobs"]) == 3
     assert answer["finish_reason"] == "length"
     assert answer["usage"]["output_tokens"] == answer["timings"]["output_tokens"] == 9
     assert 0 < answer["timings"]["first_token_s"] <= answer["timings"]["last_token_s"]

@@ -6,7 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from csps.core.config import DType, WorkerSetup
-from csps.core.plan import Lane, SampledToken, StepPlan, StepResult, StepStats, Work
+from csps.core.plan import (
+    Lane,
+    SampledToken,
+    ScoredTokens,
+    StepPlan,
+    StepResult,
+    StepStats,
+    Targets,
+    Work,
+)
 from csps.core.request import MAX_LOGPROBS, SamplingParams
 from csps.core.shards import Extent, Slice
 from csps.rpc import convert
@@ -33,7 +42,11 @@ sampling_params = st.builds(
     ignore_eos=st.booleans(),
     seed=st.none() | st.integers(0, 2**63 - 1),
     logprobs=st.none() | st.integers(0, MAX_LOGPROBS),
+    prompt_logprobs=st.none() | int32,
 )
+
+
+targets = st.builds(Targets, uint32, st.lists(uint32, max_size=5).map(tuple))
 
 
 @st.composite
@@ -54,6 +67,7 @@ def works(draw: st.DrawFn) -> Work:
         new_extents=tuple(draw(st.lists(extents, max_size=3))),
         sample=draw(st.booleans()),
         sampling=draw(st.none() | sampling_params),
+        targets=draw(st.none() | targets),
     )
 
 
@@ -82,6 +96,7 @@ stats = st.builds(
     exposed_comm_s=seconds,
     bytes_sent=st.dictionaries(st.sampled_from(["kv", "query", "partial", "hidden"]), uint64),
 )
+scored_tokens = st.builds(ScoredTokens, uint64, uint32, st.lists(float32, max_size=5).map(tuple))
 results = st.builds(
     StepResult,
     rank=st.integers(0, NUM_RANKS - 1),
@@ -89,6 +104,7 @@ results = st.builds(
     step_id=st.integers(0, 2**40),
     sampled=st.lists(sampled_tokens(), max_size=3).map(tuple),
     stats=stats,
+    scored=st.lists(scored_tokens, max_size=2).map(tuple),
 )
 setups = st.builds(
     WorkerSetup,

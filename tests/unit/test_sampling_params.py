@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from csps.core.errors import InvalidRequestError
 from csps.core.request import (
     MAX_LOGPROBS,
+    MAX_PROMPT_LOGPROBS,
     MAX_STOP_STRING_CHARS,
     MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
@@ -32,6 +33,8 @@ VOCAB_SIZE = 100
         SamplingParams(seed=2**63 - 1),
         SamplingParams(logprobs=0),
         SamplingParams(logprobs=MAX_LOGPROBS),
+        SamplingParams(prompt_logprobs=0),
+        SamplingParams(prompt_logprobs=MAX_PROMPT_LOGPROBS),
         SamplingParams(stop=("x" * MAX_STOP_STRING_CHARS,) * MAX_STOP_STRINGS),
         SamplingParams(stop_token_ids=(0, VOCAB_SIZE - 1)),
         SamplingParams(stop_token_ids=(1,) * MAX_STOP_TOKEN_IDS),
@@ -61,6 +64,8 @@ def test_edges_are_valid(params: SamplingParams) -> None:
         ("seed", SamplingParams(seed=2**63)),
         ("logprobs", SamplingParams(logprobs=-1)),
         ("logprobs", SamplingParams(logprobs=MAX_LOGPROBS + 1)),
+        ("prompt_logprobs", SamplingParams(prompt_logprobs=-1)),
+        ("prompt_logprobs", SamplingParams(prompt_logprobs=MAX_PROMPT_LOGPROBS + 1)),
         ("stop", SamplingParams(stop=("",))),
         ("stop", SamplingParams(stop=("x" * (MAX_STOP_STRING_CHARS + 1),))),
         ("stop", SamplingParams(stop=("x",) * (MAX_STOP_STRINGS + 1))),
