@@ -64,8 +64,8 @@ def judge(
 
     `kept_CK`: pairs each would keep, `recalls_CKX`: recall of all ranks' probes. A choice is
     good if the lower end of its recall's interval and its 5% quantile reach their floors, and it
-    is worth it: it keeps no more than config.max_density. If none is, or there are too few probes to know, the
-    head runs dense. Without `falls_back` the first choice stands, whatever it is.
+    is worth it: it keeps no more than config.max_density. If none is, or there are too few
+    probes to know, the head runs dense. Without `falls_back` the first choice stands.
     """
     outcomes, reports, recalls = [], [], []
     num_heads = kept_CK.shape[1]

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from csps.attention.means import keys_per_mean, mass_by_means, mean_keys
 from csps.attention.recall import Outcome, Verdict, judge, recall_of, widened
 from csps.attention.score import Scores, score
 from csps.attention.select import Rows, RowSampler, keep_by_distance, keep_by_mass, visible_blocks
 from csps.attention.shards import SparseSequence
-from csps.core.attention import AttentionKind, CsaConfig
+from csps.core.attention import AttentionKind, CsaConfig, Estimate
 from csps.parallel.packets import Arrival, Packets, Part, Slot
 
 
@@ -74,11 +75,15 @@ class Selection:
         self._peers = tuple(rank for rank in sight.ranks if rank != self._me)
         self._scores: dict[int, Scores] = {}
 
-    def post_rows(self, q_NBKGD: Tensor) -> None:
-        """Sample this rank's tiles and send the rows to the owners of what they see."""
+    def post_rows(self, q_NBKGD: Tensor, keys_KJBD: Tensor) -> None:
+        """Sample this rank's tiles and send the rows to the owners of what they see.
+
+        `keys_KJBD`: of this rank's blocks, fp32.
+        """
         me, sight = self._me, self._sight
         self._num_kv_heads, self._head_dim = q_NBKGD.shape[2], q_NBKGD.shape[4]
         self._device, self._dtype = q_NBKGD.device, q_NBKGD.dtype
+        self._keys, self._means = keys_KJBD, {me: mean_keys(keys_KJBD)} if self._by_means else {}
         self._rows = self._sampler.take(self._layer, sight.tiles[me], q_NBKGD)
         outgoing = {}
         for owner in self._peers:
@@ -88,19 +93,20 @@ class Selection:
                 Part("rows", rows.chosen[:, first:]),
                 Part("rows", rows.scale[:, first:]),
                 Part("rows", rows.probes[:, first:]),
+                *(Part("summary", means.to(self._dtype)) for means in self._means.values()),
             ]
-        incoming = {peer: self._row_slots(len(sight.seen(peer, me))) for peer in self._peers}
+        incoming = {peer: self._row_slots(peer) for peer in self._peers}
         self._rows_arrival = self._post(outgoing, incoming)
 
-    def score_own(self, keys_KJBD: Tensor) -> None:
-        """This rank's rows against its own keys (fp32)."""
-        self._keys = keys_KJBD
+    def score_own(self) -> None:
+        """This rank's rows against its own keys."""
         self._score(self._me, self._rows)
 
     def post_lse(self) -> None:
         """Score the peers' rows; tell every owner what it needs to normalise."""
-        for requester, parts in self._rows_arrival.wait().items():
-            self._score(requester, Rows(*parts))
+        for requester, (chosen, scale, probes, *means) in self._rows_arrival.wait().items():
+            self._score(requester, Rows(chosen, scale, probes))
+            self._means.update((requester, part.float()) for part in means)
         me = self._me
         outgoing, incoming = {}, {}
         for peer in self._peers:
@@ -134,9 +140,14 @@ class Selection:
         self._scores.clear()
         self._mass_arrival = self._post(outgoing, incoming)
 
-    def post_votes(self) -> None:
-        """Choose for this rank's tiles; tell all ranks what that keeps and recalls."""
+    def post_votes(self, q_KNRD: Tensor, diagonal_lse_KNR: Tensor) -> None:
+        """Choose for this rank's tiles; tell all ranks what that keeps and recalls.
+
+        The tiles' queries and their diagonals' log-sum-exps serve the estimate by means alone.
+        """
         chosen, probes = self._assemble_mass()
+        if self._by_means:
+            chosen = self._mass_by_means(q_KNRD, diagonal_lse_KNR)
         self._keeps = self._choose(chosen)
         self._kept = np.stack([keep.sum((1, 2)) for keep in self._keeps]).astype(np.float32)
         recalls = torch.stack([recall_of(probes, keep) for keep in self._keeps])
@@ -189,12 +200,33 @@ class Selection:
     def _post(self, outgoing: dict[int, list[Part]], incoming: dict[int, list[Slot]]) -> Arrival:
         return self._packets.post(outgoing, incoming, self._device)
 
-    def _row_slots(self, num_tiles: int) -> list[Slot]:
+    @property
+    def _by_means(self) -> bool:
+        params = self._seq.params
+        return params.kind is AttentionKind.CSA and self._config.estimate is Estimate.MEANS
+
+    def _mass_by_means(self, q_KNRD: Tensor, diagonal_lse_KNR: Tensor) -> Tensor:
+        size, num_blocks = self._seq.block_size, self._seq.num_blocks
+        means = q_KNRD.new_zeros(
+            self._num_kv_heads, num_blocks, size // keys_per_mean(size), self._head_dim,
+            dtype=torch.float32,
+        )  # fmt: skip
+        for owner, part in self._means.items():
+            means[:, torch.from_numpy(self._sight.blocks[owner])] = part
+        q = q_KNRD.float() * self._head_dim**-0.5
+        tiles = self._sight.tiles[self._me]
+        return mass_by_means(q, diagonal_lse_KNR, means, keys_per_mean(size), tiles)
+
+    def _row_slots(self, requester: int) -> list[Slot]:
         heads, sampler, dim = self._num_kv_heads, self._sampler, self._head_dim
+        num_tiles = len(self._sight.seen(requester, self._me))
+        size, num_blocks = self._seq.block_size, len(self._sight.blocks[requester])
+        means = Slot("summary", (heads, num_blocks, size // keys_per_mean(size), dim), self._dtype)
         return [
             Slot("rows", (heads, num_tiles, sampler.num_chosen, dim), torch.int8),
             Slot("rows", (heads, num_tiles, sampler.num_chosen), torch.float16),
             Slot("rows", (heads, num_tiles, sampler.num_probes, dim), self._dtype),
+            *([means] if self._by_means else []),
         ]
 
     def _score(self, requester: int, rows: Rows) -> None:

@@ -84,16 +84,18 @@ class SparseLayer:
             context.first_head,
         )
         last = LastTile(context, self._layer, self._q_KNGBD)
-        selection.post_rows(self._q_NBKGD[: self._num_tiles])
+        own_pages = torch.from_numpy(context.own_pages(self._layer)).to(self._device)
+        keys_KJBD = context.store.flat_keys[own_pages].float()
+        selection.post_rows(self._q_NBKGD[: self._num_tiles], keys_KJBD)
         last.post_queries()
         self._start_output()
-        own_pages = torch.from_numpy(context.own_pages(self._layer)).to(self._device)
-        selection.score_own(context.store.flat_keys[own_pages].float())
+        selection.score_own()
         selection.post_lse()
         last.answer()
         selection.post_mass()
         last.attend(self._o_KNRD, self._lse_KNR)
-        selection.post_votes()
+        tiles = slice(0, self._num_tiles)
+        selection.post_votes(self._q_KNGBD[:, tiles].flatten(2, 3), self._lse_KNR[:, tiles])
         self._choice = selection.decide()
 
     def _start_output(self) -> None:

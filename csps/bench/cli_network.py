@@ -12,6 +12,7 @@ from csps.bench.namespaces import MAX_RANKS, check_requirements
 from csps.bench.network import NetworkBench, NetworkFlags, Prompts
 from csps.checkpoint.locate import DEFAULT_MODEL
 from csps.core.attention import AttentionKind, AttentionParams, Wire
+from csps.core.attention import AttentionParams
 from csps.core.config import DType
 from csps.core.errors import ConfigError, InvalidRequestError
 
@@ -34,7 +35,9 @@ def network(
         float,
         typer.Option(min=0.0, help="Added from rank to rank; needs netem in the kernel."),
     ] = 0.0,
-    gamma: Annotated[float, typer.Option(help="Share of attention mass csa keeps.")] = 0.95,
+    gamma: Annotated[
+        float, typer.Option(help="Share of attention mass csa keeps.")
+    ] = AttentionParams().gamma,
     csa_wire: Annotated[Wire, typer.Option(help="Type of fetched keys and values.")] = Wire.MODEL,
     csa_min_tokens: Annotated[
         int, typer.Option(min=1, help="Shorter prompts are always dense.")

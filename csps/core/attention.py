@@ -48,7 +48,7 @@ class AttentionParams:
     """
 
     kind: AttentionKind = AttentionKind.DENSE
-    gamma: float = 0.95
+    gamma: float = 0.93
     window_blocks: int = 8
     seed: int = 0
 
@@ -77,8 +77,9 @@ class CsaConfig:
     `min_recall`: a KV head whose measured recall may be below it widens gamma once, then runs
     dense in that layer. So does one of whose rows more than 5% recall less than `min_recall_p5`:
     its mean hides rare rows with sharp matches, and those are what copying is made of.
-    `max_density`: one that would keep a larger share of the pairs runs dense too. `rows_per_tile`: query rows per query head and tile that choose. `pipeline`:
-    communication runs beside computation; off only to show what that is worth.
+    `max_density`: one that would keep a larger share of the pairs runs dense too.
+    `rows_per_tile`: query rows per query head and tile that choose. `pipeline`: communication
+    runs beside computation; off only to show what that is worth.
     """
 
     min_recall: float = 0.90

@@ -23,9 +23,11 @@ from csps.engine.batch import prefill_batch
 from csps.engine.block_table import BlockTable
 from csps.engine.kv_pool import KVPool
 from csps.parallel.collectives import SequenceComm
+from csps.parallel.mesh import Mesh
 from csps.parallel.overlap import CommClock
 from csps.sched.ledger import Ledger
 from csps.worker.build import Place, connect_ranks
+from tests.dist.ranks import run_ranks
 
 NUM_PAGES = 400
 
@@ -82,10 +84,23 @@ def dense(case: Case) -> Tensor:
     return torch.einsum("lhst,lthd->lshd", probabilities, v).float()
 
 
-def attend(place: Place, case: Case) -> Answer:
-    """Prefill the case on this rank."""
+def answers(num_ranks: int, *cases: Case) -> list[list[Answer]]:
+    """Every case on so many ranks: its answers by rank."""
+    by_rank = run_ranks(num_ranks, attend_all, cases)
+    return [[rank[index] for rank in by_rank] for index in range(len(cases))]
+
+
+def attend_all(place: Place, cases: tuple[Case, ...]) -> list[Answer]:
+    """Prefill the cases on this rank, one after the other."""
     setup = WorkerSetup("", dtype=DType.FLOAT32, collective_timeout_s=60.0)
     mesh = connect_ranks(setup, place, torch.device("cpu"))
+    found = [attend(mesh, case) for case in cases]
+    dist.destroy_process_group()
+    return found
+
+
+def attend(mesh: Mesh, case: Case) -> Answer:
+    """Prefill one case on this rank."""
     num_layers, num_tokens, num_heads, dim = case.q.shape
     num_kv_heads = case.k.shape[2]
     pool = KVPool(
@@ -143,7 +158,6 @@ def attend(place: Place, case: Case) -> Answer:
             positions.append(own)
             reports += attention.reports()
     comm.close()
-    dist.destroy_process_group()
     return Answer(
         np.concatenate(positions),
         torch.cat(outputs, dim=1).numpy(),

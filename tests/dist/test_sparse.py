@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from csps.core.attention import AttentionKind, AttentionParams, CsaConfig, Estimate, Wire
-from tests.dist.ranks import run_ranks
-from tests.dist.sparse_case import Case, attend, dense, gather, random_case
+from tests.dist.sparse_case import Answer, Case, answers, dense, gather, random_case
 
 EXACT = AttentionParams(AttentionKind.CSA, gamma=1.0)
 SPARSE = AttentionParams(AttentionKind.CSA, gamma=0.6, seed=7)
@@ -22,23 +21,22 @@ def close(o, expected) -> None:
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
-@pytest.mark.parametrize("num_tokens", [17, 333])
-def test_gamma_1_is_dense_in_every_layer(num_tokens: int, num_ranks: int) -> None:
-    case = random_case(num_tokens, params=EXACT)
-    close(gather(run_ranks(num_ranks, attend, case)), dense(case))
+def test_gamma_1_is_dense_in_every_layer(num_ranks: int) -> None:
+    """At one block, at an edge, a token over it, odd lengths; whole and in stages."""
+    cases = [random_case(n, params=EXACT) for n in LENGTHS]
+    cases += [
+        random_case(333, params=EXACT, stage_tokens=64),
+        random_case(333, params=EXACT, stage_tokens=64, config=CsaConfig(pipeline=False)),
+        # The last stage is a few tiles against many blocks: their queries travel.
+        random_case(16 * 16 * 2 + 48, params=EXACT, stage_tokens=512),
+    ]
+    for case, found in zip(cases, answers(num_ranks, *cases), strict=True):
+        close(gather(found), dense(case))
 
 
-@pytest.mark.parametrize("num_tokens", LENGTHS)
-def test_gamma_1_is_dense_at_any_length(num_tokens: int) -> None:
-    """One block, an edge, one token over it; in stages; with the pipeline off."""
-    config = CsaConfig(pipeline=False)
-    case = random_case(num_tokens, params=EXACT, stage_tokens=64, config=config)
-    close(gather(run_ranks(2, attend, case)), dense(case))
-
-
-def summary(answers) -> tuple[int, int, list]:
+def summary(found: list[Answer]) -> tuple[int, int, list]:
     """What was kept and recalled, which must not depend on the ranks."""
-    reports = [report for answer in answers for report in answer.reports]
+    reports = [report for answer in found for report in answer.reports]
     heads = sorted(
         (head.layer, head.head, head.density, round(head.recall_mean, 4))
         for report in reports
@@ -51,65 +49,50 @@ def summary(answers) -> tuple[int, int, list]:
     )
 
 
-@pytest.mark.parametrize("estimate", list(Estimate))
-@pytest.mark.parametrize("kind", [AttentionKind.CSA, AttentionKind.CSA_DISTANCE])
-def test_any_number_of_ranks_keeps_the_same(kind: AttentionKind, estimate: Estimate) -> None:
-    case = random_case(
-        777,
-        params=replace(SPARSE, kind=kind, window_blocks=2),
-        config=replace(LENIENT, estimate=estimate),
-        stage_tokens=512,
-    )
-    one = run_ranks(1, attend, case)
-    kept, causal, heads = summary(one)
-    assert kept < 0.7 * causal
+def test_any_number_of_ranks_keeps_the_same() -> None:
+    cases = [
+        random_case(
+            777,
+            params=replace(SPARSE, kind=kind, window_blocks=2),
+            config=replace(LENIENT, estimate=estimate),
+            stage_tokens=512,
+        )
+        for kind in (AttentionKind.CSA, AttentionKind.CSA_DISTANCE)
+        for estimate in Estimate
+    ]
+    ones = answers(1, *cases)
+    for found in ones:
+        kept, causal, _ = summary(found)
+        assert kept < 0.7 * causal
     for num_ranks in (2, 4):
-        answers = run_ranks(num_ranks, attend, case)
-        assert summary(answers) == (kept, causal, heads)
-        close(gather(answers), gather(one))
+        for found, one in zip(answers(num_ranks, *cases), ones, strict=True):
+            assert summary(found) == summary(one)
+            close(gather(found), gather(one))
 
 
-def test_threads_share_the_items_out() -> None:
+def test_how_it_runs_changes_nothing() -> None:
+    """Threads share the items out; without the pipeline the same is sent."""
     case = random_case(600, params=SPARSE, config=LENIENT)
-    one = run_ranks(1, attend, case)
-    close(gather(run_ranks(1, attend, replace(case, num_threads=3))), gather(one))
+    threads = replace(case, num_threads=3)
+    off = replace(case, config=replace(LENIENT, pipeline=False))
+    one, shared, eager = answers(3, case, threads, off)
+    torch.testing.assert_close(gather(shared), gather(one), rtol=0, atol=0)
+    torch.testing.assert_close(gather(eager), gather(one), rtol=0, atol=0)
+    assert [answer.bytes_sent for answer in eager] == [answer.bytes_sent for answer in one]
 
 
-def test_pipeline_off_changes_nothing() -> None:
+def test_bytes() -> None:
+    """What is sent is received; int8 on the wire is close and smaller."""
     case = random_case(600, params=SPARSE, config=LENIENT)
-    on, off = (
-        run_ranks(3, attend, replace(case, config=replace(LENIENT, pipeline=pipeline)))
-        for pipeline in (True, False)
-    )
-    torch.testing.assert_close(gather(on), gather(off), rtol=0, atol=0)
-    assert [answer.bytes_sent for answer in on] == [answer.bytes_sent for answer in off]
-
-
-def test_int8_wire_is_close_and_smaller() -> None:
-    case = random_case(600, params=SPARSE, config=LENIENT)
-    exact = run_ranks(2, attend, case)
-    int8 = run_ranks(2, attend, replace(case, config=replace(LENIENT, wire=Wire.INT8)))
+    exact, int8 = answers(3, case, replace(case, config=replace(LENIENT, wire=Wire.INT8)))
+    for kind in ("rows", "lse", "mass", "vote", "bitmap", "kv", "query", "partial"):
+        sent = sum(answer.bytes_sent[kind] for answer in exact)
+        assert sent == sum(answer.bytes_received[kind] for answer in exact) > 0
     error = (gather(int8) - gather(exact)).norm() / gather(exact).norm()
     assert 0 < error < 0.01
     # 32 numbers of 4 bytes become 32 of 1 and a scale of 2.
-    assert sum(a.bytes_sent["kv"] for a in int8) * 128 == sum(a.bytes_sent["kv"] for a in exact) * 34
-
-
-def test_what_is_sent_is_received() -> None:
-    answers = run_ranks(3, attend, random_case(600, params=SPARSE, config=LENIENT))
-    for kind in ("rows", "lse", "mass", "vote", "bitmap", "kv", "query", "partial"):
-        sent = sum(answer.bytes_sent[kind] for answer in answers)
-        assert sent == sum(answer.bytes_received[kind] for answer in answers) > 0
-
-
-def test_a_short_last_stage_ships_its_queries() -> None:
-    """One tile of queries against many blocks: moving q is less than moving KV."""
-    case = random_case(16 * 16 * 2 + 48, params=EXACT, stage_tokens=512)
-    answers = run_ranks(2, attend, case)
-    close(gather(answers), dense(case))
-    shipped = sum(answer.bytes_sent["partial"] for answer in answers)
-    last_tile = 2 * 6 * 16 * (32 * 4 + 4)  # layers x heads x rows x (o, lse)
-    assert shipped > last_tile
+    kv = [sum(answer.bytes_sent["kv"] for answer in found) for found in (int8, exact)]
+    assert kv[0] * 128 == kv[1] * 34
 
 
 # Selections that go wrong on purpose
@@ -140,20 +123,20 @@ def middle_case() -> Case:
     return replace(case, q=torch.ones_like(case.q), k=k)
 
 
-@pytest.mark.parametrize("make", [uniform_case, hot_case])
 @pytest.mark.parametrize("num_ranks", [1, 3])
-def test_a_choice_that_cannot_work_falls_back_to_dense(make, num_ranks: int) -> None:
-    case = make()
-    answers = run_ranks(num_ranks, attend, case)
-    heads = [head for answer in answers for report in answer.reports for head in report.heads]
-    assert len(heads) == 4
-    assert all(head.gamma == 1.0 for head in heads)
-    close(gather(answers), dense(case))
+def test_a_choice_that_cannot_work_falls_back_to_dense(num_ranks: int) -> None:
+    few_rows = CsaConfig(rows_per_tile=1)
+    cases = [uniform_case(), replace(hot_case(), config=few_rows)]
+    for case, found in zip(cases, answers(num_ranks, *cases), strict=True):
+        heads = [head for answer in found for report in answer.reports for head in report.heads]
+        assert len(heads) == 4
+        assert all(head.gamma == 1.0 for head in heads)
+        close(gather(found), dense(case))
 
 
 def test_without_the_fallback_the_probes_tell() -> None:
     case = replace(hot_case(), params=SPARSE, config=LENIENT)
-    (answer,) = run_ranks(1, attend, case)
+    ((answer,),) = answers(1, case)
     for head in answer.reports[0].heads:
         assert head.gamma < 1.0
         assert head.recall_mean < 0.9
@@ -162,14 +145,14 @@ def test_without_the_fallback_the_probes_tell() -> None:
 
 def test_mass_in_the_middle_is_found() -> None:
     case = middle_case()
-    answers = run_ranks(2, attend, case)
-    heads = [head for answer in answers for report in answer.reports for head in report.heads]
+    (found,) = answers(2, case)
+    heads = [head for answer in found for report in answer.reports for head in report.heads]
     assert all(head.recall_low >= 0.9 for head in heads)
-    torch.testing.assert_close(gather(answers), dense(case), rtol=0.2, atol=0.2)
+    torch.testing.assert_close(gather(found), dense(case), rtol=0.2, atol=0.2)
 
 
-@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e4])
-def test_extreme_scores_are_never_nan(scale: float) -> None:
+def test_extreme_scores_are_never_nan() -> None:
     case = random_case(400, params=SPARSE, config=LENIENT)
-    answers = run_ranks(2, attend, replace(case, q=scale * case.q))
-    assert torch.isfinite(gather(answers)).all()
+    cases = [replace(case, q=scale * case.q) for scale in (0.0, 1e-30, 1e4)]
+    for found in answers(2, *cases):
+        assert torch.isfinite(gather(found)).all()
