@@ -12,7 +12,6 @@ from csps.bench.namespaces import MAX_RANKS, check_requirements
 from csps.bench.network import NetworkBench, NetworkFlags, Prompts
 from csps.checkpoint.locate import DEFAULT_MODEL
 from csps.core.attention import AttentionKind, AttentionParams, Wire
-from csps.core.attention import AttentionParams
 from csps.core.config import DType
 from csps.core.errors import ConfigError, InvalidRequestError
 

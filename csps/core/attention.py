@@ -48,7 +48,7 @@ class AttentionParams:
     """
 
     kind: AttentionKind = AttentionKind.DENSE
-    gamma: float = 0.93
+    gamma: float = 0.92
     window_blocks: int = 8
     seed: int = 0
 
