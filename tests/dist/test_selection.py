@@ -1,0 +1,235 @@
+"""The parts of sparse prefill, one at a time, in one process."""
+
+import numpy as np
+import pytest
+import torch
+
+from csps.attention.means import keys_per_mean, mass_by_means, mean_keys
+from csps.attention.recall import Outcome, judge, recall_of, widened
+from csps.attention.score import Scores, score
+from csps.attention.select import RowSampler, keep_by_distance, keep_by_mass, visible_blocks
+from csps.attention.transfer import (
+    KVShape,
+    kv_parts,
+    kv_slots,
+    micro_partitions,
+    plan_fetches,
+    read_kv,
+)
+from csps.core.attention import CsaConfig, Wire
+
+
+def sampler(block_size: int = 64, rows: int = 8, seed: int = 0) -> RowSampler:
+    return RowSampler(
+        block_size=block_size, num_kv_heads=2, group_size=3, rows_per_tile=rows, seed=seed
+    )
+
+
+@pytest.mark.parametrize(("block_size", "rows", "chosen"), [(64, 8, 24), (16, 8, 24), (4, 8, 6)])
+def test_rows_are_staggered_and_probes_are_others(block_size, rows, chosen) -> None:
+    found = sampler(block_size, rows)
+    assert found.num_chosen == chosen
+    tiles = np.array([0, 3, 9])
+    offsets = found.offsets(5, tiles)
+    assert offsets.shape == (2, 3, chosen + 1)
+    assert offsets.min() >= 0
+    assert offsets.max() < block_size
+    if chosen <= block_size:
+        assert len(set(offsets[0, 0, :-1])) == chosen  # no position twice over the heads
+    q = torch.randn(3, block_size, 2, 3, 16)
+    rows_taken = found.take(5, tiles, q)
+    by_head = chosen // 3
+    for head in range(2):
+        for tile in range(3):
+            probe = rows_taken.probes[head, tile, 0]
+            (group,) = [
+                g for g in range(3)
+                if (q[tile, offsets[head, tile, -1], head, g] == probe).all()
+            ]  # fmt: skip
+            places = offsets[head, tile, group * by_head : (group + 1) * by_head]
+            assert offsets[head, tile, -1] not in places
+
+
+def test_rows_survive_int8_and_probes_are_exact() -> None:
+    found, tiles = sampler(), np.array([1, 2])
+    q = torch.randn(2, 64, 2, 3, 16)
+    chosen, _ = found.take(0, tiles, q).scaled()
+    offsets = found.offsets(0, tiles)
+    for index in range(24):
+        place = offsets[1, 0, index]
+        exact = q[0, place, 1, index // 8] * 16**-0.5
+        torch.testing.assert_close(chosen[1, 0, index], exact, rtol=0, atol=0.01)
+
+
+def test_probes_depend_on_seed_layer_and_tile_alone() -> None:
+    all_tiles = sampler(seed=3).offsets(7, np.arange(10))[:, :, -1]
+    some = sampler(seed=3).offsets(7, np.array([2, 9]))[:, :, -1]
+    assert (some == all_tiles[:, [2, 9]]).all()
+    assert (sampler(seed=4).offsets(7, np.arange(10))[:, :, -1] != all_tiles).any()
+    assert (sampler(seed=3).offsets(8, np.arange(10))[:, :, -1] != all_tiles).any()
+
+
+def true_mass(scores: Scores, lse: torch.Tensor) -> torch.Tensor:
+    return scores.mass * torch.exp(scores.peak - lse).unsqueeze(-1)
+
+
+def test_scores_are_the_softmax_mass_by_block() -> None:
+    """Of a shard that holds blocks 0, 1 and 4; tile 4 is this rank's own."""
+    size, dim = 8, 16
+    blocks, tiles = np.array([0, 1, 4]), np.array([1, 3, 4])
+    keys = torch.randn(2, 3, size, dim)
+    chosen, probes = 3 * torch.randn(2, 3, 5, dim), 3 * torch.randn(2, 3, 2, dim)
+    offsets = np.array([0, 1, 3, 5, 6, 2, 7])
+    positions = np.repeat((tiles[:, None] * size + offsets)[None], 2, axis=0)
+    found = score(chosen, probes, positions, tiles, keys, blocks)
+    rows = torch.cat((chosen, probes), dim=2)
+    scores = torch.einsum("knrd,kjbd->knrjb", rows, keys)
+    at = torch.from_numpy(blocks[:, None] * size + np.arange(size))
+    scores.masked_fill_(at > torch.from_numpy(positions)[..., None, None], -torch.inf)
+    lse = scores.flatten(3).logsumexp(3)
+    mass = (scores - lse[..., None, None]).exp().sum(4)
+    # Tile 1 at offset 0 of block 1 sees block 0 and a key: never nothing.
+    torch.testing.assert_close(true_mass(found, lse)[:, :, 5:], mass[:, :, 5:], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.lse[:, :, 5:], lse[:, :, 5:], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(true_mass(found, found.lse)[:, :, :5], mass[:, :, :5], rtol=0.08, atol=0.01)
+
+
+def test_a_row_that_sees_nothing_here_has_no_mass() -> None:
+    keys = torch.randn(1, 2, 4, 8)
+    rows, none = torch.randn(1, 1, 3, 8), torch.randn(1, 1, 0, 8)
+    positions = np.array([[[4, 5, 7]]])
+    found = score(rows, none, positions, np.array([1]), keys, np.array([5, 6]))
+    assert (found.mass == 0).all()
+    assert torch.isneginf(found.lse).all()
+
+
+def test_the_fewest_blocks_reach_gamma() -> None:
+    mass = torch.tensor([[[0.05, 0.3, 0.02, 0.2, 0.1, 0.08, 0.25, 0.0]]])
+    (keep,) = keep_by_mass(mass, np.array([6]), [0.9])
+    # Sink 0, window 5 and diagonal 6 have 0.38; 1, 3 and 4 make 0.98.
+    assert np.flatnonzero(keep[0, 0]).tolist() == [0, 1, 3, 4, 5, 6]
+    half, everything = keep_by_mass(mass, np.array([6]), [0.5, 1.0])
+    assert np.flatnonzero(half[0, 0]).tolist() == [0, 1, 5, 6]
+    assert np.flatnonzero(everything[0, 0]).tolist() == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_more_gamma_keeps_more() -> None:
+    mass = torch.rand(2, 30, 30).softmax(-1)
+    tiles = np.arange(30)
+    low, high = keep_by_mass(mass, tiles, [0.5, 0.9])
+    assert (low <= high).all()
+    assert (high <= visible_blocks(tiles, 30)).all()
+
+
+def test_distance_keeps_fewer_the_farther() -> None:
+    keep = keep_by_distance(np.array([63]), 64, 8)[0]
+    assert keep[0]
+    assert keep[56:].all()
+    kept = [keep[64 - 2 * d : 64 - d].mean() for d in (8, 16, 32)]
+    assert kept == [0.5, 0.25, 0.125]
+
+
+def test_means_underestimate_a_sharp_match_and_know_uniform_mass() -> None:
+    size, dim, tiles = 64, 16, np.array([0, 3])
+    keys = torch.zeros(1, 4, size, dim)
+    q = torch.zeros(1, 2, 6, dim)
+    diagonal = torch.full((1, 2, 6), float(np.log(size)))
+    num_keys = keys_per_mean(size)
+    mass = mass_by_means(q, diagonal, mean_keys(keys), num_keys, tiles)
+    torch.testing.assert_close(mass[0, 1], torch.full((4,), 0.25))
+    torch.testing.assert_close(mass[0, 0], torch.tensor([1.0, 0, 0, 0]))
+    keys[0, 1, 5] = 10.0
+    q += 1.0
+    sharp = mass_by_means(q, diagonal, mean_keys(keys), num_keys, tiles)[0, 1]
+    assert 0.25 < sharp[1] < 0.9999
+
+
+# Recall and what follows from it
+
+
+def judged(kept: float, recalls: np.ndarray, **settings: float):
+    return judge(
+        np.array([[kept], [kept]]),
+        100,
+        np.broadcast_to(recalls, (2, 1, len(recalls))),
+        [0.9, widened(0.9)],
+        CsaConfig(**settings),
+        layer=0,
+        first_head=0,
+        falls_back=True,
+    ).outcomes[0]
+
+
+def test_what_a_head_does() -> None:
+    good = np.full(50, 0.95)
+    assert judged(30, good) is Outcome.ASKED
+    assert judged(80, good) is Outcome.DENSE  # nothing to save
+    assert judged(30, good[:5]) is Outcome.DENSE  # too few probes to know
+    assert judged(30, good - 0.1) is Outcome.DENSE  # below the floor, widened too
+    some_miss = good + 0.02
+    some_miss[:4] = 0.6
+    assert judged(30, some_miss, min_recall_p5=0.0) is Outcome.ASKED
+    assert judged(30, some_miss) is Outcome.DENSE  # its rare rows are lost
+
+
+def test_a_head_widens_before_it_gives_up() -> None:
+    bad, good = np.full(50, 0.8), np.full(50, 0.97)
+    verdict = judge(
+        np.array([[20], [40]]), 100, np.stack([bad, good])[:, None], [0.9, widened(0.9)],
+        CsaConfig(), layer=3, first_head=2, falls_back=True,
+    )  # fmt: skip
+    (report,) = verdict.reports
+    assert verdict.outcomes == (Outcome.WIDENED,)
+    assert (report.layer, report.head, report.gamma, report.density) == (3, 2, 0.975, 0.4)
+    assert report.recall_mean == pytest.approx(0.97)
+    assert verdict.recalls.tolist() == good.tolist()
+
+
+def test_recall_is_the_mass_in_kept_blocks() -> None:
+    mass = torch.tensor([[[[0.5, 0.3, 0.2]]]])
+    keep = np.array([[[True, False, True]]])
+    assert recall_of(mass, keep).item() == pytest.approx(0.7)
+
+
+# Transfers
+
+
+def shape(wire: Wire = Wire.MODEL) -> KVShape:
+    return KVShape(block_size=4, group_size=3, head_dim=8, dtype=torch.float32, wire=wire)
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 3, 8])
+def test_every_block_travels_once_and_only_if_wanted(num_kv_heads: int) -> None:
+    keep = np.random.default_rng(0).random((num_kv_heads, 40, 12)) < 0.05
+    partitions = micro_partitions(num_kv_heads)
+    assert len(partitions) > 1
+    fetched = [set() for _ in range(num_kv_heads)]
+    for partition, fetch in zip(partitions, plan_fetches(keep, partitions, shape()), strict=True):
+        for head, blocks in zip(partition.heads, fetch.blocks, strict=True):
+            assert not fetched[head] & set(blocks.tolist())
+            fetched[head] |= set(blocks.tolist())
+            tiles = partition.tiles(40)
+            assert set(np.flatnonzero(keep[head, tiles].any(0))) <= fetched[head]
+    for head in range(num_kv_heads):
+        assert fetched[head] == set(np.flatnonzero(keep[head].any(0)))
+
+
+def test_few_tiles_that_want_much_ship_their_queries() -> None:
+    keep = np.zeros((2, 40, 30), dtype=bool)
+    keep[0, 7] = True  # one tile wants all: 30 blocks against one tile
+    keep[1, :, 2] = True  # all want one
+    first, second = plan_fetches(keep, micro_partitions(2), shape())
+    assert (first.num_blocks, [list(t) for t in first.tiles]) == (0, [[7]])
+    assert ([list(b) for b in second.blocks], second.num_tiles) == ([[2]], 0)
+
+
+@pytest.mark.parametrize("wire", list(Wire))
+def test_blocks_on_the_wire(wire: Wire) -> None:
+    keys, values = torch.randn(2, 5, 4, 8)
+    parts, slots = kv_parts(keys, values, wire), kv_slots(5, shape(wire))
+    for part, slot in zip(parts, slots, strict=True):
+        assert (tuple(part.tensor.shape), part.tensor.dtype) == (slot.shape, slot.dtype)
+    assert sum(slot.num_bytes for slot in slots) == 5 * shape(wire).block_bytes
+    read = read_kv([part.tensor for part in parts], shape(wire))
+    tolerance = 0.0 if wire is Wire.MODEL else 0.02
+    torch.testing.assert_close(read, (keys, values), rtol=tolerance, atol=tolerance)
