@@ -32,7 +32,7 @@ class PrefillAttention:
         self._batch, self._store = batch, store
         self._ring = RingPrefill(batch, store, comm, kernels.partial) if batch.sequences else None
         packets = Packets(comm, eager=not config.pipeline)
-        self._sparse = [
+        self.sparse = [
             SparsePrefill(
                 seq,
                 store,
@@ -53,10 +53,10 @@ class PrefillAttention:
             out_THD = torch.empty_like(q_THD)
         else:
             out_THD = self._ring(layer, q_THD, k_TKD.shape[1])
-        for sequence in self._sparse:
+        for sequence in self.sparse:
             sequence(layer, q_THD, k_TKD, v_TKD, out_THD)
         return out_THD
 
     def reports(self) -> tuple[SparseReport, ...]:
         """Of the sparse sequences this rank holds any block of."""
-        return tuple(sequence.report() for sequence in self._sparse if sequence.is_active)
+        return tuple(sequence.report() for sequence in self.sparse if sequence.is_active)

@@ -2,7 +2,9 @@
 
 A probe is a random row of a tile (one per stratum, as samplers say), so the mean over probes is
 an unbiased estimate of the mean over all rows that took no part in the choice; its variance is
-estimated by s^2 / n, which for stratified draws errs on the wide side.
+estimated by s^2 / n, which for stratified draws errs on the wide side. Each tile has two: the
+first ones decide whether the head falls back, the second ones are reported. Were they the same,
+heads whose probes happened to be lucky would stay sparse, and what is reported would flatter.
 
 Suffixes: K KV heads, N tiles, E probes, J blocks.
 """
@@ -46,13 +48,13 @@ class Verdict:
 
     outcomes: tuple[Outcome, ...]  # by KV head
     reports: tuple[HeadReport, ...]
-    recalls: np.ndarray  # every probe's, of the final choice
+    recalls: np.ndarray  # every reported probe's, of the final choice
 
 
 def judge(
     kept_CK: np.ndarray,
     causal_pairs: int,
-    recalls_CKX: np.ndarray,
+    recalls_CKNE: np.ndarray,
     gammas: Sequence[float],
     config: CsaConfig,
     *,
@@ -62,29 +64,31 @@ def judge(
 ) -> Verdict:
     """Choose between the choices C (asked, widened) by KV head.
 
-    `kept_CK`: pairs each would keep, `recalls_CKX`: recall of all ranks' probes. A choice is
+    `kept_CK`: pairs each would keep, `recalls_CKNE`: recall of all ranks' probes. A choice is
     good if the lower end of its recall's interval and its 5% quantile reach their floors, and it
     is worth it: it keeps no more than config.max_density. If none is, or there are too few
     probes to know, the head runs dense. Without `falls_back` the first choice stands.
     """
     outcomes, reports, recalls = [], [], []
-    num_heads = kept_CK.shape[1]
+    num_choices, num_heads, _, num_probes = recalls_CKNE.shape
     for head in range(num_heads):
-        options = [
-            _report(kept, causal_pairs, recall, gamma, layer, first_head + head)
-            for kept, recall, gamma in zip(
-                kept_CK[:, head], recalls_CKX[:, head], gammas, strict=True
-            )
-        ]
+
+        def report(choice: int, probe: int, head: int = head) -> HeadReport:
+            recall = recalls_CKNE[choice, head, :, probe] if num_probes else np.ones(0)
+            kept, gamma = kept_CK[choice, head], gammas[choice]
+            return _report(kept, causal_pairs, recall, gamma, layer, first_head + head)
+
+        options = [report(choice, 0) for choice in range(num_choices)]
         outcome = _outcome(options, config) if falls_back else Outcome.ASKED
         outcomes.append(outcome)
         if outcome is Outcome.DENSE:
-            ones = np.ones_like(recalls_CKX[0, head])
-            reports.append(_report(causal_pairs, causal_pairs, ones, 1.0, layer, first_head + head))
-            recalls.append(ones)
+            recalls.append(np.ones(recalls_CKNE.shape[2]))
+            reports.append(
+                _report(causal_pairs, causal_pairs, recalls[-1], 1.0, layer, first_head + head)
+            )
         else:
-            reports.append(options[outcome])
-            recalls.append(recalls_CKX[outcome, head])
+            recalls.append(recalls_CKNE[outcome, head, :, -1])
+            reports.append(report(outcome, -1))
     return Verdict(tuple(outcomes), tuple(reports), np.concatenate(recalls))
 
 

@@ -3,8 +3,8 @@
 m real query rows of every query head stand for a tile. They travel as int8 to the owners of
 the KV (csps.attention.score says what comes back): the mean of their exact block masses
 estimates the tile's. Rows are spaced evenly and staggered over the heads of a group, so that
-m * G different positions are seen. *Probes* are rows that took no part in the choice; they
-measure its recall (csps.attention.recall).
+m * G different positions are seen. *Probes* are rows that took no part in the choice: one
+decides whether it is good enough, another says how good it is (csps.attention.recall).
 
 Nothing here depends on which rank holds what, so neither does the choice.
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NUM_PROBES = 1  # per tile and KV head
+NUM_PROBES = 2  # per tile and KV head
 WINDOW_BLOCKS = 1  # kept right behind the diagonal, whatever they hold
 INT8_MAX = 127.0
 # Keeps a row of zeros from dividing by zero; fp16 can hold it.
@@ -50,7 +50,7 @@ class RowSampler:
         self, *, block_size: int, num_kv_heads: int, group_size: int, rows_per_tile: int, seed: int
     ) -> None:
         self._num_kv_heads, self._group_size = num_kv_heads, group_size
-        self._seed = seed
+        self._block_size, self._seed = block_size, seed
         # At most half the tile chooses: someone must be left to probe.
         per_head = min(rows_per_tile, max(block_size // 2, 1)) if rows_per_tile else 0
         order = np.arange(per_head)[None] * group_size + np.arange(group_size)[:, None]
@@ -67,8 +67,15 @@ class RowSampler:
 
     @property
     def num_probes(self) -> int:
-        """E: 0 where the tile has no row to spare."""
-        return NUM_PROBES if self._spare_GS.shape[1] else 0
+        """E: fewer where the tile has no rows to spare."""
+        return min(NUM_PROBES, self._spare_GS.shape[1])
+
+    @property
+    def may_probe(self) -> np.ndarray:
+        """Rows of a tile that take no part in the choice: bool [G, B]."""
+        rows = np.ones((self._group_size, self._block_size), dtype=bool)
+        np.put_along_axis(rows, self._offsets_GM, False, axis=1)
+        return rows
 
     def _probes(self, layer: int, tiles_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Query head in the group and offset of each tile's probes: int64 [N, K, E] each."""

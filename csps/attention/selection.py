@@ -151,7 +151,7 @@ class Selection:
         self._keeps = self._choose(chosen)
         self._kept = np.stack([keep.sum((1, 2)) for keep in self._keeps]).astype(np.float32)
         recalls = torch.stack([recall_of(probes, keep) for keep in self._keeps])
-        self._recalls = recalls.flatten(2).contiguous()  # [choices, K, N * E]
+        self._recalls = recalls.contiguous()  # [choices, K, N, E]
         votes = [
             Part("vote", torch.from_numpy(self._kept).to(self._device)),
             Part("vote", self._recalls),
@@ -160,7 +160,7 @@ class Selection:
         incoming = {
             peer: [
                 Slot("vote", (choices, self._num_kv_heads), torch.float32),
-                Slot("vote", (choices, self._num_kv_heads, self._num_probes(peer)), torch.float32),
+                Slot("vote", (*self._recalls.shape[:2], *self._probe_shape(peer)), torch.float32),
             ]
             for peer in self._peers
         }
@@ -175,11 +175,11 @@ class Selection:
         recalls = np.concatenate([votes[rank][1].cpu().numpy() for rank in ranks], axis=2)
         # In the order of tiles: sums must not depend on who computed which.
         tiles = np.concatenate([self._sight.tiles[rank] for rank in ranks])
-        order = np.argsort(np.repeat(tiles, self._sampler.num_probes))
+        order = np.argsort(tiles)
         verdict = judge(
             kept,
             self._sight.causal_pairs,
-            recalls[..., order],
+            recalls[:, :, order],
             self._gammas,
             self._config,
             layer=self._layer,
@@ -294,5 +294,5 @@ class Selection:
             return [np.repeat(keep[None], self._num_kv_heads, axis=0)]
         return keep_by_mass(mass_KNJ, tiles, self._gammas)
 
-    def _num_probes(self, rank: int) -> int:
-        return len(self._sight.tiles[rank]) * self._sampler.num_probes
+    def _probe_shape(self, rank: int) -> tuple[int, int]:
+        return len(self._sight.tiles[rank]), self._sampler.num_probes

@@ -6,7 +6,7 @@ from torch import Tensor
 from csps.attention.backends import Kernels
 from csps.attention.kv import KVStore
 from csps.attention.select import RowSampler
-from csps.attention.selection import Sight
+from csps.attention.selection import Choice, Sight
 from csps.attention.shards import SparseSequence
 from csps.attention.sparse_context import SparseContext
 from csps.attention.sparse_layer import SparseLayer
@@ -55,6 +55,7 @@ class SparsePrefill:
             partitions=micro_partitions(num_kv_heads),
             last_owner=next((r for r in sight.ranks if seq.last_tile in seq.tiles[r]), -1),
         )
+        self.choice: Choice | None = None  # of the last layer called
         self._kept_pairs = self._fetched_blocks = self._num_layers = 0
         self._heads: list[HeadReport] = []
         self._recalls: list[np.ndarray] = []
@@ -67,12 +68,18 @@ class SparsePrefill:
             return
         context = self._context
         choice, num_fetched = SparseLayer(context, layer, q_THD, k_TKD, v_TKD).run(out_THD)
+        self.choice = choice
         exact = context.seq.last_tile + 1 if context.last_owner == context.me else 0
         self._kept_pairs += int(choice.keep.sum()) + exact * context.num_kv_heads
         self._fetched_blocks += num_fetched
         self._num_layers += 1
         self._heads += choice.verdict.reports
         self._recalls.append(choice.verdict.recalls)
+
+    @property
+    def may_probe(self) -> np.ndarray:
+        """Rows of a tile that measure recall: bool [G, B]."""
+        return self._context.sampler.may_probe
 
     @property
     def is_active(self) -> bool:

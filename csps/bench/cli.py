@@ -9,6 +9,7 @@ import typer
 
 from csps.bench import record, steps
 from csps.bench.cli_network import network
+from csps.bench.cli_recall import recall
 from csps.bench.flags import (
     Json,
     Model,
@@ -30,6 +31,7 @@ from csps.core.config import DType
 
 app = typer.Typer(no_args_is_help=True)
 app.command()(network)
+app.command()(recall)
 
 
 @app.callback()

@@ -124,12 +124,18 @@ class HeadReport:
     @property
     def recall_low(self) -> float:
         """Lower end of the 95% interval of the mean."""
-        return max(self.recall_mean - CONFIDENCE_Z * math.sqrt(self.recall_var), 0.0)
+        return max(self.recall_mean - self._spread, 0.0)
 
     @property
     def recall_high(self) -> float:
         """Upper end of the 95% interval of the mean."""
-        return min(self.recall_mean + CONFIDENCE_Z * math.sqrt(self.recall_var), 1.0)
+        return min(self.recall_mean + self._spread, 1.0)
+
+    @property
+    def _spread(self) -> float:
+        # Student's t: the variance is estimated too (its expansion in 1 / degrees of freedom).
+        z, freedom = CONFIDENCE_Z, max(self.num_probes - 1, 1)
+        return (z + (z**3 + z) / (4 * freedom)) * math.sqrt(self.recall_var)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,17 +31,17 @@ def test_rows_are_staggered_and_probes_are_others(block_size, rows, chosen) -> N
     assert found.num_chosen == chosen
     tiles = np.array([0, 3, 9])
     offsets = found.offsets(5, tiles)
-    assert offsets.shape == (2, 3, chosen + 1)
+    assert offsets.shape == (2, 3, chosen + 2)
     assert offsets.min() >= 0
     assert offsets.max() < block_size
     if chosen <= block_size:
-        assert len(set(offsets[0, 0, :-1])) == chosen  # no position twice over the heads
+        assert len(set(offsets[0, 0, :chosen])) == chosen  # no position twice over the heads
     q = torch.randn(3, block_size, 2, 3, 16)
     rows_taken = found.take(5, tiles, q)
     by_head = chosen // 3
     for head in range(2):
         for tile in range(3):
-            probe = rows_taken.probes[head, tile, 0]
+            probe = rows_taken.probes[head, tile, 1]
             (group,) = [
                 g for g in range(3)
                 if (q[tile, offsets[head, tile, -1], head, g] == probe).all()
@@ -62,11 +62,11 @@ def test_rows_survive_int8_and_probes_are_exact() -> None:
 
 
 def test_probes_depend_on_seed_layer_and_tile_alone() -> None:
-    all_tiles = sampler(seed=3).offsets(7, np.arange(10))[:, :, -1]
-    some = sampler(seed=3).offsets(7, np.array([2, 9]))[:, :, -1]
+    all_tiles = sampler(seed=3).offsets(7, np.arange(10))[:, :, -2:]
+    some = sampler(seed=3).offsets(7, np.array([2, 9]))[:, :, -2:]
     assert (some == all_tiles[:, [2, 9]]).all()
-    assert (sampler(seed=4).offsets(7, np.arange(10))[:, :, -1] != all_tiles).any()
-    assert (sampler(seed=3).offsets(8, np.arange(10))[:, :, -1] != all_tiles).any()
+    assert (sampler(seed=4).offsets(7, np.arange(10))[:, :, -2:] != all_tiles).any()
+    assert (sampler(seed=3).offsets(8, np.arange(10))[:, :, -2:] != all_tiles).any()
 
 
 def true_mass(scores: Scores, lse: torch.Tensor) -> torch.Tensor:
@@ -151,7 +151,7 @@ def judged(kept: float, recalls: np.ndarray, **settings: float):
     return judge(
         np.array([[kept], [kept]]),
         100,
-        np.broadcast_to(recalls, (2, 1, len(recalls))),
+        np.broadcast_to(recalls[:, None], (2, 1, len(recalls), 2)),
         [0.9, widened(0.9)],
         CsaConfig(**settings),
         layer=0,
@@ -175,7 +175,7 @@ def test_what_a_head_does() -> None:
 def test_a_head_widens_before_it_gives_up() -> None:
     bad, good = np.full(50, 0.8), np.full(50, 0.97)
     verdict = judge(
-        np.array([[20], [40]]), 100, np.stack([bad, good])[:, None], [0.9, widened(0.9)],
+        np.array([[20], [40]]), 100, np.stack([bad, good])[:, None, :, None].repeat(2, axis=3), [0.9, widened(0.9)],
         CsaConfig(), layer=3, first_head=2, falls_back=True,
     )  # fmt: skip
     (report,) = verdict.reports
@@ -183,6 +183,16 @@ def test_a_head_widens_before_it_gives_up() -> None:
     assert (report.layer, report.head, report.gamma, report.density) == (3, 2, 0.975, 0.4)
     assert report.recall_mean == pytest.approx(0.97)
     assert verdict.recalls.tolist() == good.tolist()
+
+
+def test_what_decides_is_not_what_is_reported() -> None:
+    recalls = np.stack([np.full((2, 1, 50), 0.95), np.full((2, 1, 50), 0.91)], axis=3)
+    verdict = judge(
+        np.array([[20], [40]]), 100, recalls, [0.9, widened(0.9)], CsaConfig(),
+        layer=0, first_head=0, falls_back=True,
+    )  # fmt: skip
+    assert verdict.outcomes == (Outcome.ASKED,)
+    assert verdict.reports[0].recall_mean == pytest.approx(0.91)
 
 
 def test_recall_is_the_mass_in_kept_blocks() -> None:

@@ -148,7 +148,8 @@ def test_mass_in_the_middle_is_found() -> None:
     (found,) = answers(2, case)
     heads = [head for answer in found for report in answer.reports for head in report.heads]
     assert all(head.recall_low >= 0.9 for head in heads)
-    torch.testing.assert_close(gather(found), dense(case), rtol=0.2, atol=0.2)
+    error = (gather(found) - dense(case)).norm() / dense(case).norm()
+    assert error < 0.1
 
 
 def test_extreme_scores_are_never_nan() -> None:
