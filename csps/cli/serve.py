@@ -115,7 +115,7 @@ def serve(
     csa_gamma: Annotated[
         float,
         typer.Option(help="Share of attention mass csa keeps; 1: all.", rich_help_panel=SPARSE),
-    ] = 0.92,
+    ] = 0.95,
     csa_min_recall: Annotated[
         float,
         typer.Option(

@@ -48,7 +48,7 @@ class AttentionParams:
     """
 
     kind: AttentionKind = AttentionKind.DENSE
-    gamma: float = 0.92
+    gamma: float = 0.95
     window_blocks: int = 8
     seed: int = 0
 
