@@ -1,6 +1,7 @@
 """The `csps bench` commands."""
 
 import asyncio
+import shlex
 import signal
 import sys
 from typing import Annotated
@@ -15,9 +16,11 @@ from csps.bench.flags import (
     Model,
     Ranks,
     Seed,
+    ServeFlags,
     Stage,
     Text,
     Threads,
+    attention_kinds,
     console,
     lengths,
     parameters,
@@ -49,20 +52,32 @@ def prefill(
     model: Model = DEFAULT_MODEL,
     dtype: DType = DType.BFLOAT16,
     stage_tokens: Stage = 8192,
+    attention: Annotated[
+        str, typer.Option(help="Ways to attend, by commas: dense, csa, csa-distance.")
+    ] = "dense",
+    serve: ServeFlags = "",
     repeat: Annotated[int, typer.Option(min=1, help="Runs of each length.")] = 3,
     text: Text = None,
     seed: Seed = 0,
     json_file: Json = None,
 ) -> None:
-    """Time to first token of one prompt at a time, and where it went."""
+    """Time to first token of one prompt at a time, where it went, and memory at its peak.
+
+    Ways to attend take turns on one server, each run on a part of the text that starts one token
+    later than the run before.
+    """
     record.check_writable(json_file)
-    flags = ServerFlags(model, ranks, threads_per_rank, dtype, stage_tokens)
-    prompts = [prompt_ids(model, n, text, seed) for n in lengths("--tokens", tokens)]
-    results = asyncio.run(steps.prefill(flags, prompts, repeat))
+    flags = ServerFlags(
+        model, ranks, threads_per_rank, dtype, stage_tokens, tuple(shlex.split(serve))
+    )
+    kinds = attention_kinds(attention)
+    num_runs = repeat * len(kinds)
+    prompts = [prompt_ids(model, n + num_runs, text, seed) for n in lengths("--tokens", tokens)]
+    results = asyncio.run(steps.prefill(flags, prompts, kinds, repeat))
     show([{**row["runs"][-1], **row} for row in results],  # type: ignore[index, dict-item]
-          "tokens", "ttft_s", "prefill_tok_s", "compute_s", "comm_s", "exposed_comm_s",
-          "bytes_moved")  # fmt: skip
-    run = parameters(flags, text, seed, tokens=tokens, repeat=repeat)
+          "tokens", "attention", "ttft_s", "over dense", "prefill_tok_s", "compute_s", "comm_s",
+          "exposed_comm_s", "bytes_moved", "peak_memory_mb")  # fmt: skip
+    run = parameters(flags, text, seed, tokens=tokens, repeat=repeat, attention=attention)
     record.write(json_file, "prefill", run, results)
 
 

@@ -7,11 +7,20 @@ import typer
 
 from csps.bench import record
 from csps.bench.corpus import corpus_ids
-from csps.bench.flags import Json, Model, Stage, Threads, console, lengths, show
+from csps.bench.flags import (
+    Json,
+    Model,
+    Stage,
+    Threads,
+    attention_kinds,
+    console,
+    lengths,
+    show,
+)
 from csps.bench.namespaces import MAX_RANKS, check_requirements
 from csps.bench.network import NetworkBench, NetworkFlags, Prompts
 from csps.checkpoint.locate import DEFAULT_MODEL
-from csps.core.attention import AttentionKind, AttentionParams, Wire
+from csps.core.attention import AttentionParams, Wire
 from csps.core.config import DType
 from csps.core.errors import ConfigError, InvalidRequestError
 
@@ -76,12 +85,3 @@ def network(
         "text": text.name if text else "Python standard library",
     }  # fmt: skip
     record.write(json_file, "network", parameters, results)
-
-
-def attention_kinds(words: str) -> list[AttentionKind]:
-    """ConfigError unless `words` are names of kinds separated by commas."""
-    try:
-        return [AttentionKind(word) for word in dict.fromkeys(words.split(","))]
-    except ValueError:
-        choices = ", ".join(AttentionKind)
-        raise ConfigError(f"--attention: expected some of {choices}, got {words!r}") from None

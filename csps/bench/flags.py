@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from csps.bench.measure import ServerFlags
+from csps.core.attention import AttentionKind
 from csps.core.errors import ConfigError
 
 console = Console()
@@ -17,6 +18,9 @@ Ranks = Annotated[int, typer.Option(min=1, help="Ranks of the server.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads of a rank.")]
 Stage = Annotated[int, typer.Option(min=1, help="New tokens of one prefill step.")]
 Text = Annotated[Path | None, typer.Option(help="Real text, in place of random tokens.")]
+ServeFlags = Annotated[
+    str, typer.Option("--serve", help="More flags of csps serve, such as '--csa-wire int8'.")
+]
 Seed = Annotated[int, typer.Option(help="Of the random tokens.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write everything measured here.")]
 
@@ -59,3 +63,12 @@ def parameters(
         "text": str(text.name) if text else None,
         "seed": seed,
     }
+
+
+def attention_kinds(words: str) -> list[AttentionKind]:
+    """ConfigError unless `words` are names of kinds separated by commas."""
+    try:
+        return [AttentionKind(word) for word in dict.fromkeys(words.split(","))]
+    except ValueError:
+        choices = ", ".join(AttentionKind)
+        raise ConfigError(f"--attention: expected some of {choices}, got {words!r}") from None

@@ -24,6 +24,7 @@ class ServerFlags:
     threads_per_rank: int
     dtype: str
     stage_tokens: int
+    extra: tuple[str, ...] = ()  # any other flags of csps serve
 
     def arguments(self) -> list[str]:
         return [
@@ -31,6 +32,7 @@ class ServerFlags:
             *("--threads-per-rank", str(self.threads_per_rank)),
             *("--dtype", self.dtype, "--stage-tokens", str(self.stage_tokens)),
             *("--log-level", "WARNING"),
+            *self.extra,
         ]
 
 
@@ -39,7 +41,7 @@ def prompt_ids(model: str, num_tokens: int, text: Path | None, seed: int) -> lis
 
     ConfigError if the text cannot be read or is too short.
     """
-    document = None if text is None else _read(text)
+    document = None if text is None else read_text(text)
     tokenizer = load_tokenizer(locate(model))
     if document is None:
         plain = sorted(set(range(tokenizer.vocab_size)) - tokenizer.special_ids)
@@ -50,7 +52,7 @@ def prompt_ids(model: str, num_tokens: int, text: Path | None, seed: int) -> lis
     return token_ids[:num_tokens]
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
     try:
         return path.read_text("utf-8")
     except OSError as error:

@@ -1,49 +1,92 @@
 """`bench prefill` and `bench decode`: one kind of step at a time, on an otherwise idle server."""
 
 import asyncio
+from dataclasses import asdict
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
+
+import psutil
 
 from csps.bench.measure import ServerFlags, lane_delta, request
 from csps.bench.server import ServerProcess
 from csps.checkpoint.config import read_config
 from csps.checkpoint.locate import locate
+from csps.core.attention import AttentionKind
 from csps.percentiles import percentile
-from csps.rpc.client import GenerationClient
+from csps.rpc.client import AttentionChoice, GenerationClient
 
 Result = dict[str, object]
 
 
-async def prefill(flags: ServerFlags, prompts: list[list[int]], repeat: int) -> list[Result]:
-    """TTFT and the prefill lane's counters for each prompt."""
+async def prefill(
+    flags: ServerFlags, texts: list[list[int]], kinds: list[AttentionKind], repeat: int
+) -> list[Result]:
+    """TTFT and the prefill lane's counters for each text and way to attend.
+
+    A text has one token more than the prompt for each run: prompts must not begin alike.
+    """
     results: list[Result] = []
+    num_runs = repeat * len(kinds)
     with ServerProcess(*flags.arguments()) as server:
+        ranks = psutil.Process(server.pid).children()
         async with GenerationClient(server.target) as client:
-            await request(client, prompts[0][:64], 1)
-            for prompt in prompts:
-                runs = [await _prefill_once(client, prompt) for _ in range(repeat)]
-                best = median(run["ttft_s"] for run in runs)  # type: ignore[type-var]
-                results.append(
-                    {
-                        "tokens": len(prompt),
-                        "ttft_s": best,
-                        "prefill_tok_s": len(prompt) / best,  # type: ignore[operator]
-                        "runs": runs,
-                    }
-                )
+            await request(client, texts[0][:64], 1)
+            for text in texts:
+                runs: dict[AttentionKind, list[Result]] = {kind: [] for kind in kinds}
+                for index in range(num_runs):
+                    kind = kinds[index % len(kinds)]
+                    prompt = text[index : len(text) - num_runs + index]
+                    runs[kind].append(await _prefill_once(client, prompt, kind, ranks))
+                results += _prefill_results(len(text) - num_runs, runs)
     return results
 
 
-async def _prefill_once(client: GenerationClient, prompt: list[int]) -> Result:
+def _prefill_results(num_tokens: int, runs: dict[AttentionKind, list[Result]]) -> list[Result]:
+    ttft_s = {kind: median(run["ttft_s"] for run in runs[kind]) for kind in runs}  # type: ignore[type-var]
+    dense = ttft_s.get(AttentionKind.DENSE)
+    return [
+        {
+            "tokens": num_tokens,
+            "attention": kind.value,
+            "ttft_s": ttft_s[kind],
+            "over dense": ttft_s[kind] / dense if dense else None,  # type: ignore[operator]
+            "prefill_tok_s": num_tokens / ttft_s[kind],  # type: ignore[operator]
+            "runs": runs[kind],
+        }
+        for kind in runs
+    ]
+
+
+async def _prefill_once(
+    client: GenerationClient, prompt: list[int], kind: AttentionKind, ranks: list[psutil.Process]
+) -> Result:
+    _forget_peaks(ranks)
     before = await client.server_info()
-    measured = await request(client, prompt, 1)
+    measured = await request(client, prompt, 1, AttentionChoice(kind))
     delta = lane_delta(before, await client.server_info(), "prefill")
-    assert measured.complete is not None
+    complete = measured.complete
+    assert complete is not None
     return {
-        "ttft_s": measured.complete.first_token_s,
+        "ttft_s": complete.first_token_s,
         "client_ttft_s": measured.client_ttft_s,
         **delta,
+        "peak_memory_mb": max(_peak_mb(rank) for rank in ranks),
+        "sparse": asdict(complete.sparse) if complete.sparse else None,
     }
+
+
+def _forget_peaks(ranks: list[psutil.Process]) -> None:
+    for rank in ranks:
+        # Linux, proc(5): peak resident memory starts anew.
+        Path(f"/proc/{rank.pid}/clear_refs").write_text("5")
+
+
+def _peak_mb(process: psutil.Process) -> float:
+    """Peak of resident memory since it was last forgotten, MiB."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) / 1024
 
 
 async def decode(

@@ -41,17 +41,20 @@ def test_prefill(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("The sea was calm that day, and the ship made way. " * 60)
     flags = ["--tokens", f"{SPANNING},100", "--repeat", "2", "--text", str(text)]
+    flags += ["--attention", "dense,csa", "--serve", "--csa-min-tokens 128 --csa-wire int8"]
     record = bench(tmp_path, "prefill", *flags)
     assert record["parameters"]["repeat"] == 2
-    spanning, whole = record["results"]
+    spanning, sparse, whole, whole_too = record["results"]
     assert [spanning["tokens"], whole["tokens"]] == [SPANNING, 100]
-    for result in (spanning, whole):
+    for result in (spanning, sparse, whole, whole_too):
         assert result["prefill_tok_s"] == pytest.approx(result["tokens"] / result["ttft_s"])
         assert len(result["runs"]) == 2
         for run in result["runs"]:
             assert run["tokens"] == result["tokens"]
             assert 0 < run["ttft_s"] <= run["client_ttft_s"]
             assert run["compute_s"] > 0
+            assert run["peak_memory_mb"] > 100
+            assert (run["sparse"] is not None) == (result is sparse)
             assert 0 <= run["exposed_comm_s"] <= run["comm_s"]
             assert run["bytes_moved"] == sum(run["bytes_by_kind"].values())
     assert spanning["runs"][0]["bytes_moved"] == spanning["runs"][1]["bytes_moved"] > 0
