@@ -174,9 +174,10 @@ def main() -> None:
         num_tokens,
         request["threads"],
     )
+    csa = CsaConfig(min_recall=request["min_recall"], min_recall_p5=request["min_recall_p5"])
     for prompt in request["prompts"]:
         params = AttentionParams(AttentionKind.CSA, gamma=request["gamma"], seed=prompt["seed"])
-        answer = auditor.audit(prompt["token_ids"], params, CsaConfig())
+        answer = auditor.audit(prompt["token_ids"], params, csa)
         print(json.dumps(answer), flush=True)  # noqa: T201  (the answer of this process)
 
 

@@ -11,7 +11,7 @@ from csps.bench.corpus import corpus_ids
 from csps.bench.flags import Json, Model, Threads, show
 from csps.bench.recall import audit, coverage
 from csps.checkpoint.locate import DEFAULT_MODEL
-from csps.core.attention import AttentionParams
+from csps.core.attention import AttentionParams, CsaConfig
 from csps.core.config import DType
 from csps.core.errors import ConfigError, InvalidRequestError
 
@@ -24,6 +24,10 @@ def recall(
     gamma: Annotated[
         float, typer.Option(help="Share of attention mass csa keeps.")
     ] = AttentionParams().gamma,
+    min_recall: Annotated[float, typer.Option(help="As csps serve's --csa-min-recall.")] = 0.9,
+    min_recall_p5: Annotated[
+        float, typer.Option(help="As csps serve's --csa-min-recall-p5.")
+    ] = 0.75,
     model: Model = DEFAULT_MODEL,
     dtype: DType = DType.BFLOAT16,
     block_size: Annotated[int, typer.Option(min=2, help="Tokens of a KV block.")] = 64,
@@ -40,6 +44,7 @@ def recall(
     """
     try:
         AttentionParams(gamma=gamma).validate()
+        CsaConfig(min_recall=min_recall, min_recall_p5=min_recall_p5).validate()
     except InvalidRequestError as error:
         raise ConfigError(f"--gamma: {error.problem}") from None
     record.check_writable(json_file)
@@ -50,6 +55,8 @@ def recall(
         "block_size": block_size,
         "threads": threads,
         "gamma": gamma,
+        "min_recall": min_recall,
+        "min_recall_p5": min_recall_p5,
         "prompts": [
             {"token_ids": token_ids[i * tokens : (i + 1) * tokens], "seed": i}
             for i in range(prompts)

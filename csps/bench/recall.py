@@ -53,6 +53,8 @@ def coverage(answers: Sequence[Result]) -> Result:
         for head in answer["heads"]  # type: ignore[attr-defined]
         if head["gamma"] < 1.0
     ]
+    if not sparse:
+        raise CspsError("every head of every prompt fell back to dense attention: nothing to check")
     inside = [head["low"] <= head["exact"] <= head["high"] for head in sparse]
     below = [head["exact"] < head["low"] for head in sparse]
     means = [_mean_of_prompt(answer["heads"]) for answer in answers]  # type: ignore[arg-type]

@@ -136,3 +136,19 @@ def test_a_server_that_cannot_start_shows_its_log() -> None:
         ServerProcess("--model", "/nonexistent"),
     ):
         pass
+
+
+def test_recall_is_checked_against_every_row(tiny: Path, tmp_path: Path) -> None:
+    flags = ["--model", str(tiny), "--dtype", "float32", "--block-size", "16", "--threads", "1"]
+    flags += ["--gamma", "0.5", "--min-recall", "0", "--min-recall-p5", "0"]
+    record = bench(tmp_path, "recall", *flags, *("--tokens", "600", "--prompts", "2"))
+    found = record["results"]
+    assert len(found["prompts"]) == found["summary"]["prompts"] == 2
+    for prompt in found["prompts"]:
+        assert prompt["heads"]
+        for head in prompt["heads"]:
+            assert head["low"] <= head["reported"] <= head["high"]
+            assert 0.4 < head["exact"] <= 1.00001
+            if head["gamma"] == 1.0:
+                assert head["exact"] == pytest.approx(1.0, abs=1e-5)
+    assert 0 <= found["summary"]["below"] <= 1 - found["summary"]["inside"] + 1e-9
