@@ -148,14 +148,14 @@ class Auditor:
             {
                 "layer": head.layer,
                 "head": head.head,
-                "gamma": head.gamma,
-                "density": head.density,
-                "reported": head.recall_mean,
-                "low": head.recall_low,
-                "high": head.recall_high,
-                "var": head.recall_var,
                 "num_probes": head.num_probes,
-                "exact": exact,
+                "gamma": head.gamma,
+                "density": round(head.density, 5),
+                "reported": round(head.recall_mean, 5),
+                "var": head.recall_var,
+                "low": round(head.recall_low, 5),
+                "high": round(head.recall_high, 5),
+                "exact": round(exact, 5),
             }
             for head, exact in zip(report.heads, audit.exact, strict=True)
         ]
