@@ -66,6 +66,14 @@ def serve(
             min=0, help="Prompt and output together; 0: the model's own.", rich_help_panel=SHAPE
         ),
     ] = 0,
+    rope_scaling: Annotated[
+        str,
+        typer.Option(
+            help="Longer context for a model that has no scaling of its own: linear:F, dynamic:F "
+            "or yarn:F, F times the model's.",
+            rich_help_panel=SHAPE,
+        ),
+    ] = "",
     kv_memory: Annotated[
         str,
         typer.Option(
@@ -225,6 +233,7 @@ def serve(
             threads_per_rank=threads_per_rank,
             collective_timeout_s=collective_timeout,
             csa=csa,
+            rope_scaling=rope_scaling,
         ),
         num_ranks=num_ranks,
         long_tokens=long_tokens,

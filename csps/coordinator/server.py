@@ -40,11 +40,11 @@ LEAVE_S = 5.0  # ranks finish their steps
 def load_served_model(setup: WorkerSetup) -> ServedModel:
     """Config, tokenizer and template; no weights. Blocking: call it in a thread."""
     checkpoint = locate(setup.model)
-    config = read_config(checkpoint)
+    config = read_config(checkpoint, setup.rope_scaling)
     if setup.max_model_len > config.max_position:
         raise ConfigError(
             f"--max-model-len: {setup.max_model_len} exceeds the model's context of "
-            f"{config.max_position} tokens"
+            f"{config.max_position} tokens; --rope-scaling makes it longer"
         )
     template = load_chat_template(checkpoint)
     return ServedModel(

@@ -18,7 +18,8 @@ class WorkerSetup:
     """What every rank must agree on; the coordinator sends it to each when it joins.
 
     `kv_memory_bytes` is per rank, 0 meaning a share of what is free; `max_model_len` 0
-    means the model's own context; `threads_per_rank` 0 means cores / ranks on the machine.
+    means the model's own context, which `rope_scaling` ("yarn:4") makes longer;
+    `threads_per_rank` 0 means cores / ranks on the machine.
     """
 
     model: str
@@ -29,6 +30,7 @@ class WorkerSetup:
     tp: int = 1
     threads_per_rank: int = 0
     collective_timeout_s: float = 300.0
+    rope_scaling: str = ""
     csa: CsaConfig = field(default_factory=CsaConfig)
 
 

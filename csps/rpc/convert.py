@@ -67,6 +67,7 @@ def setup_to_proto(setup: WorkerSetup) -> worker_pb2.Setup:
         tp=setup.tp,
         threads_per_rank=setup.threads_per_rank,
         collective_timeout_s=setup.collective_timeout_s,
+        rope_scaling=setup.rope_scaling,
         csa=worker_pb2.CsaSetup(
             min_recall=setup.csa.min_recall,
             min_recall_p5=setup.csa.min_recall_p5,
@@ -89,6 +90,7 @@ def setup_from_proto(message: worker_pb2.Setup) -> WorkerSetup:
         tp=message.tp,
         threads_per_rank=message.threads_per_rank,
         collective_timeout_s=message.collective_timeout_s,
+        rope_scaling=message.rope_scaling,
         csa=CsaConfig(
             min_recall=message.csa.min_recall,
             min_recall_p5=message.csa.min_recall_p5,

@@ -58,7 +58,7 @@ class Hello(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., world_size: _Optional[int] = ..., version: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class Setup(_message.Message):
-    __slots__ = ("model", "dtype", "block_size", "kv_memory_bytes", "max_model_len", "tp", "threads_per_rank", "collective_timeout_s", "csa")
+    __slots__ = ("model", "dtype", "block_size", "kv_memory_bytes", "max_model_len", "tp", "threads_per_rank", "collective_timeout_s", "csa", "rope_scaling")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -68,6 +68,7 @@ class Setup(_message.Message):
     THREADS_PER_RANK_FIELD_NUMBER: _ClassVar[int]
     COLLECTIVE_TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     CSA_FIELD_NUMBER: _ClassVar[int]
+    ROPE_SCALING_FIELD_NUMBER: _ClassVar[int]
     model: str
     dtype: str
     block_size: int
@@ -77,7 +78,8 @@ class Setup(_message.Message):
     threads_per_rank: int
     collective_timeout_s: float
     csa: CsaSetup
-    def __init__(self, model: _Optional[str] = ..., dtype: _Optional[str] = ..., block_size: _Optional[int] = ..., kv_memory_bytes: _Optional[int] = ..., max_model_len: _Optional[int] = ..., tp: _Optional[int] = ..., threads_per_rank: _Optional[int] = ..., collective_timeout_s: _Optional[float] = ..., csa: _Optional[_Union[CsaSetup, _Mapping]] = ...) -> None: ...
+    rope_scaling: str
+    def __init__(self, model: _Optional[str] = ..., dtype: _Optional[str] = ..., block_size: _Optional[int] = ..., kv_memory_bytes: _Optional[int] = ..., max_model_len: _Optional[int] = ..., tp: _Optional[int] = ..., threads_per_rank: _Optional[int] = ..., collective_timeout_s: _Optional[float] = ..., csa: _Optional[_Union[CsaSetup, _Mapping]] = ..., rope_scaling: _Optional[str] = ...) -> None: ...
 
 class CsaSetup(_message.Message):
     __slots__ = ("min_recall", "max_density", "rows_per_tile", "estimate", "wire", "pipeline", "min_recall_p5")

@@ -85,7 +85,7 @@ def build_runner(setup: WorkerSetup, place: Place, mesh: Mesh) -> tuple[Runner, 
     """The rank's runner and the number of pages its pool holds."""
     begun = time.perf_counter()
     checkpoint = locate(setup.model)
-    config = read_config(checkpoint)
+    config = read_config(checkpoint, setup.rope_scaling)
     dtype = getattr(torch, setup.dtype.value)
     max_model_len = setup.max_model_len or config.max_position
     model = load_model(
