@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from csps.checkpoint.config import read_config
 from csps.checkpoint.locate import locate
 from csps.core.errors import ConfigError
+from csps.model.rope import inverse_frequencies
 from tests.checkpoints import write_tiny
 
 
@@ -19,26 +21,27 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_as_in_the_checkpoint(plain: Path, tmp_path: Path, kind: str) -> None:
     own = read_config(locate(str(plain)))
     stretched = read_config(locate(str(plain)), f"{kind}:4")
+    assert stretched.max_position == 4 * own.max_position
+    scaling = {
+        "rope_type": kind,
+        "factor": 4.0,
+        "original_max_position_embeddings": own.max_position,
+    }
     written = write_tiny(
         "llama",
         tmp_path / "scaled",
-        max_position_embeddings=4 * own.max_position,
-        rope_scaling={
-            "rope_type": kind,
-            "factor": 4.0,
-            "original_max_position_embeddings": own.max_position,
-        },
+        # dynamic: Hugging Face takes the original length from here.
+        max_position_embeddings=(1 if kind == "dynamic" else 4) * own.max_position,
+        rope_parameters={"rope_theta": own.rope.theta, **scaling},
     )
     expected = read_config(locate(str(written)))
-    assert stretched.max_position == 4 * own.max_position
-    assert stretched.rope.scaling == expected.rope.scaling
-    assert stretched.rope.factor == expected.rope.factor
-    assert stretched.rope.theta == expected.rope.theta
-    if kind != "linear":  # which does not use it
-        assert stretched.rope.original_max_position in (
-            expected.rope.original_max_position,
-            own.max_position,
-        )
+    length = stretched.max_position
+    ours, factor = inverse_frequencies(stretched.rope, own.head_dim, length)
+    theirs, their_factor = inverse_frequencies(expected.rope, own.head_dim, length)
+    torch.testing.assert_close(ours, theirs)
+    assert factor == pytest.approx(their_factor)
+    unscaled, _ = inverse_frequencies(own.rope, own.head_dim, length)
+    assert (ours < unscaled).any()
 
 
 @pytest.mark.parametrize(
