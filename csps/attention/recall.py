@@ -38,7 +38,7 @@ def widened(gamma: float) -> float:
 
 def recall_of(probe_mass_KNEJ: Tensor, keep_KNJ: np.ndarray) -> Tensor:
     """Share of each probe's exact mass in kept blocks: fp32 [K, N, E], at most 1."""
-    keep = torch.from_numpy(keep_KNJ).unsqueeze(2)
+    keep = torch.from_numpy(keep_KNJ).to(probe_mass_KNEJ.device).unsqueeze(2)
     return (probe_mass_KNEJ * keep).sum(-1).clamp_max_(1.0)
 
 

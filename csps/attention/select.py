@@ -131,9 +131,9 @@ def keep_by_mass(mass_KNJ: Tensor, tiles_N: np.ndarray, gammas: list[float]) -> 
 
     The forced blocks come first; gamma 1 keeps everything visible.
     """
-    num_blocks = mass_KNJ.shape[2]
-    visible = torch.from_numpy(visible_blocks(tiles_N, num_blocks))
-    forced = torch.from_numpy(forced_blocks(tiles_N, num_blocks))
+    num_blocks, device = mass_KNJ.shape[2], mass_KNJ.device
+    visible = torch.from_numpy(visible_blocks(tiles_N, num_blocks)).to(device)
+    forced = torch.from_numpy(forced_blocks(tiles_N, num_blocks)).to(device)
     mass_KNJ = mass_KNJ * visible
     rank = torch.where(forced, mass_KNJ + 2.0, torch.where(visible, mass_KNJ, -1.0))
     order = rank.argsort(dim=2, descending=True, stable=True)
@@ -144,7 +144,7 @@ def keep_by_mass(mass_KNJ: Tensor, tiles_N: np.ndarray, gammas: list[float]) -> 
     for gamma in gammas:
         keep = torch.zeros_like(visible).expand_as(mass_KNJ).clone()
         keep.scatter_(2, order, before < gamma * total if gamma < 1.0 else torch.ones_like(keep))
-        kept.append(((keep | forced) & visible).numpy())
+        kept.append(((keep | forced) & visible).cpu().numpy())
     return kept
 
 
