@@ -18,11 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from csps.attention.int8 import dequantize, quantize
+
 NUM_PROBES = 2  # per tile and KV head
 WINDOW_BLOCKS = 1  # kept right behind the diagonal, whatever they hold
-INT8_MAX = 127.0
-# Keeps a row of zeros from dividing by zero; fp16 can hold it.
-MIN_SCALE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,7 @@ class Rows:
     def scaled(self) -> tuple[Tensor, Tensor]:
         """Rows that choose and probes, times 1 / sqrt(D), fp32."""
         softmax_scale = self.chosen.shape[-1] ** -0.5
-        chosen = self.chosen.float() * (self.scale.float() * softmax_scale).unsqueeze(-1)
+        chosen = dequantize(self.chosen, self.scale).mul_(softmax_scale)
         return chosen, self.probes.float() * softmax_scale
 
 
@@ -100,10 +99,8 @@ class RowSampler:
         num_tiles, _, num_kv_heads, group_size, dim = q_NBKGD.shape
         offsets = torch.from_numpy(self._offsets_GM)
         groups = torch.arange(group_size)[:, None]
-        rows = q_NBKGD[:, offsets, :, groups].float()  # [G, M / G, N, K, D]
+        rows = q_NBKGD[:, offsets, :, groups]  # [G, M / G, N, K, D]
         rows = rows.permute(3, 2, 0, 1, 4).reshape(num_kv_heads, num_tiles, self.num_chosen, dim)
-        scale = (rows.abs().amax(-1) / INT8_MAX).clamp_min(MIN_SCALE).half()
-        chosen = (rows / scale.float().unsqueeze(-1)).round_().clamp_(-INT8_MAX, INT8_MAX)
         if self.num_probes:
             heads, places = (torch.from_numpy(x) for x in self._probes(layer, tiles_N))
             tile = torch.arange(num_tiles)[:, None, None]
@@ -111,7 +108,7 @@ class RowSampler:
             probes = q_NBKGD[tile, places, kv_head, heads].transpose(0, 1)  # [K, N, E, D]
         else:
             probes = q_NBKGD.new_empty(num_kv_heads, num_tiles, 0, dim)
-        return Rows(chosen.to(torch.int8), scale, probes.contiguous())
+        return Rows(*quantize(rows), probes.contiguous())
 
 
 def forced_blocks(tiles_N: np.ndarray, num_blocks: int) -> np.ndarray:

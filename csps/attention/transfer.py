@@ -16,11 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from csps.attention.int8 import dequantize, quantize
 from csps.core.attention import Wire
 from csps.parallel.packets import Part, Slot
 
-INT8_MAX = 127.0
-MIN_SCALE = 1e-6
 MAX_HEAD_GROUPS = 4
 TILE_RANGES = 2
 
@@ -133,7 +132,7 @@ def kv_parts(k_XBD: Tensor, v_XBD: Tensor, wire: Wire) -> list[Part]:
     """Blocks as they travel; see `kv_slots`."""
     if wire is Wire.MODEL:
         return [Part("kv", k_XBD), Part("kv", v_XBD)]
-    return [Part("kv", part) for x in (k_XBD, v_XBD) for part in _quantize(x)]
+    return [Part("kv", part) for x in (k_XBD, v_XBD) for part in quantize(x)]
 
 
 def kv_slots(num_blocks: int, shape: KVShape) -> list[Slot]:
@@ -153,14 +152,6 @@ def read_kv(parts: Sequence[Tensor], shape: KVShape) -> tuple[Tensor, Tensor]:
         return parts[0], parts[1]
     keys, key_scale, values, value_scale = parts
     return (
-        (keys.float() * key_scale.float().unsqueeze(-1)).to(shape.dtype),
-        (values.float() * value_scale.float().unsqueeze(-1)).to(shape.dtype),
+        dequantize(keys, key_scale).to(shape.dtype),
+        dequantize(values, value_scale).to(shape.dtype),
     )
-
-
-def _quantize(x_XBD: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 and its scale per token, fp16."""
-    x = x_XBD.float()
-    scale = (x.abs().amax(-1) / INT8_MAX).clamp_min(MIN_SCALE).half()
-    quantized = (x / scale.float().unsqueeze(-1)).round_().clamp_(-INT8_MAX, INT8_MAX)
-    return quantized.to(torch.int8), scale
