@@ -138,6 +138,13 @@ def serve(
             rich_help_panel=SPARSE,
         ),
     ] = 0.75,
+    csa_max_density: Annotated[
+        float,
+        typer.Option(
+            help="A head that would keep a larger share of its blocks runs dense.",
+            rich_help_panel=SPARSE,
+        ),
+    ] = 0.7,
     csa_min_tokens: Annotated[
         int,
         typer.Option(min=1, help="Shorter prompts are always dense.", rich_help_panel=SPARSE),
@@ -216,6 +223,7 @@ def serve(
     csa = CsaConfig(
         min_recall=csa_min_recall,
         min_recall_p5=csa_min_recall_p5,
+        max_density=csa_max_density,
         rows_per_tile=csa_rows,
         estimate=csa_estimate,
         wire=csa_wire,

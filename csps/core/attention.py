@@ -133,9 +133,11 @@ class HeadReport:
 
     @property
     def _spread(self) -> float:
-        # Student's t: the variance is estimated too (its expansion in 1 / degrees of freedom).
+        # Student's t, as the variance is estimated too: its expansion in 1 / degrees of freedom.
         z, freedom = CONFIDENCE_Z, max(self.num_probes - 1, 1)
-        return (z + (z**3 + z) / (4 * freedom)) * math.sqrt(self.recall_var)
+        t = z + (z**3 + z) / (4 * freedom)
+        t += (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+        return t * math.sqrt(self.recall_var)
 
 
 @dataclass(frozen=True, slots=True)
