@@ -10,6 +10,7 @@ import typer
 
 from csps.bench import record, steps
 from csps.bench.cli_network import network
+from csps.bench.cli_quality import quality
 from csps.bench.cli_recall import recall
 from csps.bench.flags import (
     Json,
@@ -34,6 +35,7 @@ from csps.core.config import DType
 
 app = typer.Typer(no_args_is_help=True)
 app.command()(network)
+app.command()(quality)
 app.command()(recall)
 
 
