@@ -14,6 +14,7 @@ from csps.core.config import ServerConfig
 from csps.core.errors import InvalidRequestError, UnavailableError, UnknownRequestError
 from csps.core.request import FinishReason
 from csps.rpc import convert
+from csps.rpc.convert_attention import ATTENTION_FROM_PROTO, ATTENTION_TO_PROTO
 from csps.v1 import generation_pb2 as pb
 from csps.v1 import generation_pb2_grpc
 
@@ -84,10 +85,10 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
     def _attention(self, message: pb.AttentionParams) -> AttentionParams:
         """The request's choice; what it leaves open is the server's."""
         default = self._config.attention
-        if message.kind not in (pb.ATTENTION_KIND_UNSPECIFIED, *convert.ATTENTION_FROM_PROTO):
+        if message.kind not in (pb.ATTENTION_KIND_UNSPECIFIED, *ATTENTION_FROM_PROTO):
             raise InvalidRequestError("attention.kind", f"{message.kind} is not an AttentionKind")
         return AttentionParams(
-            kind=convert.ATTENTION_FROM_PROTO.get(message.kind, default.kind),
+            kind=ATTENTION_FROM_PROTO.get(message.kind, default.kind),
             gamma=message.gamma if message.HasField("gamma") else default.gamma,
             window_blocks=message.window_blocks
             if message.HasField("window_blocks")
@@ -220,6 +221,6 @@ def _attention_report(live: LiveRequest) -> pb.AttentionReport | None:
     if not params.is_sparse or not live.sparse.causal_pairs:
         return None
     report = live.sparse.to_proto()
-    report.kind = convert.ATTENTION_TO_PROTO[params.kind]
+    report.kind = ATTENTION_TO_PROTO[params.kind]
     report.gamma = params.gamma
     return report

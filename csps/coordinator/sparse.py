@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from csps.core.attention import CONFIDENCE_Z, HeadReport, SparseReport
-from csps.rpc import convert
+from csps.rpc.convert_attention import head_to_proto
 from csps.v1 import generation_pb2 as pb
 
 
@@ -77,7 +77,7 @@ class SparseSummary:
             num_probes=self.num_probes,
             dense_share=_share(self.num_dense, self.num_heads),
             widened_share=_share(self.num_widened, self.num_heads),
-            heads=[convert.head_to_proto(head) for head in self.heads],
+            heads=[head_to_proto(head) for head in self.heads],
         )
 
 

@@ -12,6 +12,7 @@ from csps.core.attention import AttentionKind, HeadReport
 from csps.core.errors import CspsError, InvalidRequestError
 from csps.core.request import FinishReason, SamplingParams
 from csps.rpc import convert
+from csps.rpc.convert_attention import ATTENTION_FROM_PROTO, ATTENTION_TO_PROTO, head_from_proto
 from csps.rpc.options import COMMON_OPTIONS
 from csps.v1 import generation_pb2 as pb
 from csps.v1 import generation_pb2_grpc
@@ -218,13 +219,13 @@ def _attention(choice: AttentionChoice) -> pb.AttentionParams:
         gamma=choice.gamma, window_blocks=choice.window_blocks, report_heads=choice.report_heads
     )
     if choice.kind is not None:
-        message.kind = convert.ATTENTION_TO_PROTO[choice.kind]
+        message.kind = ATTENTION_TO_PROTO[choice.kind]
     return message
 
 
 def _sparse(report: pb.AttentionReport) -> SparseOutcome:
     return SparseOutcome(
-        kind=convert.ATTENTION_FROM_PROTO[report.kind],
+        kind=ATTENTION_FROM_PROTO[report.kind],
         gamma=report.gamma,
         density=report.density,
         union_density=report.union_density,
@@ -236,7 +237,7 @@ def _sparse(report: pb.AttentionReport) -> SparseOutcome:
         num_probes=report.num_probes,
         dense_share=report.dense_share,
         widened_share=report.widened_share,
-        heads=tuple(convert.head_from_proto(head) for head in report.heads),
+        heads=tuple(head_from_proto(head) for head in report.heads),
     )
 
 

@@ -1,15 +1,6 @@
-"""core values <-> protobuf messages: the only place that knows both."""
+"""core values <-> protobuf messages: with convert_attention the only place that knows both."""
 
-from csps.core.attention import (
-    DENSE,
-    AttentionKind,
-    AttentionParams,
-    CsaConfig,
-    Estimate,
-    HeadReport,
-    SparseReport,
-    Wire,
-)
+from csps.core.attention import DENSE, CsaConfig, Estimate, Wire
 from csps.core.config import DType, WorkerSetup
 from csps.core.plan import (
     Lane,
@@ -23,16 +14,16 @@ from csps.core.plan import (
 )
 from csps.core.request import SamplingParams
 from csps.core.shards import Extent, Slice
+from csps.rpc.convert_attention import (
+    attention_from_proto,
+    attention_to_proto,
+    sparse_from_proto,
+    sparse_to_proto,
+)
 from csps.v1 import generation_pb2, worker_pb2
 
 _LANE_TO_PROTO = {Lane.PREFILL: worker_pb2.LANE_PREFILL, Lane.DECODE: worker_pb2.LANE_DECODE}
 _LANE_FROM_PROTO = {value: key for key, value in _LANE_TO_PROTO.items()}
-ATTENTION_TO_PROTO = {
-    AttentionKind.DENSE: generation_pb2.ATTENTION_KIND_DENSE,
-    AttentionKind.CSA: generation_pb2.ATTENTION_KIND_CSA,
-    AttentionKind.CSA_DISTANCE: generation_pb2.ATTENTION_KIND_CSA_DISTANCE,
-}
-ATTENTION_FROM_PROTO = {value: key for key, value in ATTENTION_TO_PROTO.items()}
 _OPTIONAL_SAMPLING = (
     "max_tokens", "min_tokens", "temperature", "top_p", "top_k", "ignore_eos", "seed", "logprobs",
     "prompt_logprobs",
@@ -131,7 +122,7 @@ def _work_to_proto(work: Work, rank: int) -> worker_pb2.Work:
         ],
         sample=work.sample,
         sampling=sampling_to_proto(work.sampling) if work.sampling is not None else None,
-        attention=_attention_to_proto(work.attention) if work.attention.is_sparse else None,
+        attention=attention_to_proto(work.attention) if work.attention.is_sparse else None,
         targets=worker_pb2.Targets(start=work.targets.start, token_ids=work.targets.token_ids)
         if work.targets is not None
         else None,
@@ -159,30 +150,12 @@ def _work_from_proto(message: worker_pb2.Work) -> Work:
         new_extents=tuple(Extent(e.rank, e.first_page, e.num_pages) for e in message.new_extents),
         sample=message.sample,
         sampling=sampling_from_proto(message.sampling) if message.HasField("sampling") else None,
-        attention=_attention_from_proto(message.attention)
+        attention=attention_from_proto(message.attention)
         if message.HasField("attention")
         else DENSE,
         targets=Targets(message.targets.start, tuple(message.targets.token_ids))
         if message.HasField("targets")
         else None,
-    )
-
-
-def _attention_to_proto(params: AttentionParams) -> worker_pb2.Attention:
-    return worker_pb2.Attention(
-        kind=ATTENTION_TO_PROTO[params.kind],
-        gamma=params.gamma,
-        window_blocks=params.window_blocks,
-        seed=params.seed,
-    )
-
-
-def _attention_from_proto(message: worker_pb2.Attention) -> AttentionParams:
-    return AttentionParams(
-        kind=ATTENTION_FROM_PROTO[message.kind],
-        gamma=message.gamma,
-        window_blocks=message.window_blocks,
-        seed=message.seed,
     )
 
 
@@ -201,7 +174,7 @@ def result_to_proto(result: StepResult) -> worker_pb2.StepResult:
             bytes_sent=stats.bytes_sent,
             bytes_received=stats.bytes_received,
         ),
-        sparse=[_sparse_to_proto(report) for report in result.sparse],
+        sparse=[sparse_to_proto(report) for report in result.sparse],
         scored=[
             worker_pb2.ScoredTokens(seq_id=s.seq_id, start=s.start, logprobs=s.logprobs)
             for s in result.scored
@@ -224,46 +197,8 @@ def result_from_proto(message: worker_pb2.StepResult, rank: int) -> StepResult:
             bytes_sent=dict(stats.bytes_sent),
             bytes_received=dict(stats.bytes_received),
         ),
-        sparse=tuple(_sparse_from_proto(report) for report in message.sparse),
+        sparse=tuple(sparse_from_proto(report) for report in message.sparse),
         scored=tuple(ScoredTokens(s.seq_id, s.start, tuple(s.logprobs)) for s in message.scored),
-    )
-
-
-_HEAD_FIELDS = (
-    "layer", "head", "gamma", "density", "num_probes", "recall_mean", "recall_var", "recall_p5",
-    "recall_min",
-)  # fmt: skip
-
-
-def head_to_proto(report: HeadReport) -> generation_pb2.HeadReport:
-    return generation_pb2.HeadReport(**{name: getattr(report, name) for name in _HEAD_FIELDS})
-
-
-def head_from_proto(message: generation_pb2.HeadReport) -> HeadReport:
-    return HeadReport(**{name: getattr(message, name) for name in _HEAD_FIELDS})
-
-
-def _sparse_to_proto(report: SparseReport) -> worker_pb2.SparseReport:
-    return worker_pb2.SparseReport(
-        seq_id=report.seq_id,
-        kept_pairs=report.kept_pairs,
-        causal_pairs=report.causal_pairs,
-        fetched_blocks=report.fetched_blocks,
-        remote_blocks=report.remote_blocks,
-        recall_p5=report.recall_p5,
-        heads=[head_to_proto(head) for head in report.heads],
-    )
-
-
-def _sparse_from_proto(message: worker_pb2.SparseReport) -> SparseReport:
-    return SparseReport(
-        seq_id=message.seq_id,
-        kept_pairs=message.kept_pairs,
-        causal_pairs=message.causal_pairs,
-        fetched_blocks=message.fetched_blocks,
-        remote_blocks=message.remote_blocks,
-        recall_p5=message.recall_p5,
-        heads=tuple(head_from_proto(head) for head in message.heads),
     )
 
 

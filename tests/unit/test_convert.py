@@ -5,6 +5,13 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from csps.core.attention import (
+    DENSE,
+    AttentionKind,
+    AttentionParams,
+    HeadReport,
+    SparseReport,
+)
 from csps.core.config import DType, WorkerSetup
 from csps.core.plan import (
     Lane,
@@ -28,6 +35,7 @@ uint64 = st.integers(0, 2**64 - 1)
 int32 = st.integers(-(2**31), 2**31 - 1)
 float32 = st.floats(width=32, allow_nan=False)
 seconds = st.floats(0, 1e6)
+shares = st.floats(0, 1)
 token_ids = st.integers(0, 2**31)
 
 sampling_params = st.builds(
@@ -44,9 +52,9 @@ sampling_params = st.builds(
     logprobs=st.none() | st.integers(0, MAX_LOGPROBS),
     prompt_logprobs=st.none() | int32,
 )
-
-
 targets = st.builds(Targets, uint32, st.lists(uint32, max_size=5).map(tuple))
+sparse_kinds = [kind for kind in AttentionKind if kind is not AttentionKind.DENSE]
+sparse_params = st.builds(AttentionParams, st.sampled_from(sparse_kinds), shares, uint32, uint32)
 
 
 @st.composite
@@ -67,6 +75,7 @@ def works(draw: st.DrawFn) -> Work:
         new_extents=tuple(draw(st.lists(extents, max_size=3))),
         sample=draw(st.booleans()),
         sampling=draw(st.none() | sampling_params),
+        attention=draw(st.just(DENSE) | sparse_params),
         targets=draw(st.none() | targets),
     )
 
@@ -97,6 +106,15 @@ stats = st.builds(
     bytes_sent=st.dictionaries(st.sampled_from(["kv", "query", "partial", "hidden"]), uint64),
 )
 scored_tokens = st.builds(ScoredTokens, uint64, uint32, st.lists(float32, max_size=5).map(tuple))
+head_reports = st.builds(
+    HeadReport, uint32, uint32, shares, shares, uint32, shares, shares, shares, shares
+)
+sparse_reports = st.builds(
+    SparseReport,
+    *(uint64, uint64, uint64, uint64, uint64),
+    recall_p5=shares,
+    heads=st.lists(head_reports, max_size=2).map(tuple),
+)
 results = st.builds(
     StepResult,
     rank=st.integers(0, NUM_RANKS - 1),
@@ -104,6 +122,7 @@ results = st.builds(
     step_id=st.integers(0, 2**40),
     sampled=st.lists(sampled_tokens(), max_size=3).map(tuple),
     stats=stats,
+    sparse=st.lists(sparse_reports, max_size=2).map(tuple),
     scored=st.lists(scored_tokens, max_size=2).map(tuple),
 )
 setups = st.builds(
