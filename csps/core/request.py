@@ -27,7 +27,7 @@ class SamplingParams:
 
     `max_tokens` None means: up to the context length. `logprobs` None means none;
     0 means the chosen token's alone; n adds the n likeliest. `prompt_logprobs`: last tokens of
-    the prompt to score, fewer than it has.
+    the prompt to score, at least 1 and fewer than it has; None means none.
     """
 
     max_tokens: int | None = None
@@ -65,9 +65,9 @@ class SamplingParams:
                 "logprobs", f"must be in [0, {MAX_LOGPROBS}], got {self.logprobs}"
             )
         scored = self.prompt_logprobs
-        if scored is not None and not 0 <= scored <= MAX_PROMPT_LOGPROBS:
+        if scored is not None and not 1 <= scored <= MAX_PROMPT_LOGPROBS:
             raise InvalidRequestError(
-                "prompt_logprobs", f"must be in [0, {MAX_PROMPT_LOGPROBS}], got {scored}"
+                "prompt_logprobs", f"must be in [1, {MAX_PROMPT_LOGPROBS}], got {scored}"
             )
         self._validate_stops(vocab_size)
 

@@ -107,9 +107,10 @@ SAMPLING = {
     "logprobs -1": ({"logprobs": -1}, ["logprobs", "[0, 20]", "-1"]),
     "prompt_logprobs 4097": (
         {"prompt_logprobs": 4097},
-        ["prompt_logprobs", "[0, 4096]", "4097"],
+        ["prompt_logprobs", "[1, 4096]", "4097"],
     ),
-    "prompt_logprobs -1": ({"prompt_logprobs": -1}, ["prompt_logprobs", "[0, 4096]", "-1"]),
+    "prompt_logprobs 0": ({"prompt_logprobs": 0}, ["prompt_logprobs", "[1, 4096]", "0"]),
+    "prompt_logprobs -1": ({"prompt_logprobs": -1}, ["prompt_logprobs", "[1, 4096]", "-1"]),
     "seed -1": ({"seed": -1}, ["seed", "[0, 2^63)", "-1"]),
 }
 

@@ -26,7 +26,7 @@ def test_as_many_as_there_are_and_none_at_all(two_ranks: Running) -> None:
     assert max(every.prompt_logprobs) < 0.0
     last = two_ranks.generate(request(ids, max_tokens=1, prompt_logprobs=1)).complete
     assert last.prompt_logprobs == pytest.approx(every.prompt_logprobs[-1:], abs=1e-4)
-    none = two_ranks.generate(request(ids, max_tokens=1, prompt_logprobs=0)).complete
+    none = two_ranks.generate(request(ids, max_tokens=1)).complete
     assert not none.prompt_logprobs
 
 
