@@ -69,6 +69,7 @@ def test_lane_delta_subtracts_the_earlier_reading() -> None:
             comm_s=0.125 * scale,
             exposed_comm_s=0.0625 * scale,
             bytes_sent=num_bytes,
+            received_by_rank=[scale, 3 * scale],
         )
         return pb.GetServerInfoResponse(lanes=[pb.LaneCounters(lane="prefill", steps=99), lane])
 
@@ -82,6 +83,7 @@ def test_lane_delta_subtracts_the_earlier_reading() -> None:
         "exposed_comm_s": 0.5,
         "bytes_moved": 27,
         "bytes_by_kind": {"query": 20, "partial": 7},
+        "received_by_rank": [8, 24],
     }
 
 
