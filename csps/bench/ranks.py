@@ -1,6 +1,5 @@
 """A real server whose ranks run in network namespaces of their own."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -54,15 +53,12 @@ class Ranks:
     def start(self) -> None:
         """Start without waiting."""
         links = self._links
-        # OpenMP's own threads would come on top of those that the server's flag allows.
-        environment = os.environ | {
-            "GLOO_SOCKET_IFNAME": INTERFACE,
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-        }
         for rank in range(links.num_ranks):
             command = links.inside(
                 rank,
+                # OpenMP's own threads would come on top of those that the server's flag allows.
+                *("env", f"GLOO_SOCKET_IFNAME={INTERFACE}", "OMP_NUM_THREADS=1"),
+                "CUDA_VISIBLE_DEVICES=",
                 *(sys.executable, "-m", "csps", "worker", "--coordinator", self._control),
                 *("--rank", str(rank), "--world-size", str(links.num_ranks)),
                 *("--local-rank", str(rank), "--local-world-size", str(links.num_ranks)),
@@ -73,9 +69,12 @@ class Ranks:
                 # Not a session of its own: Linux would give each rank its own scheduling group
                 # (sched(7), autogroup), and its lanes' priorities would not count among ranks.
                 process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                    env=environment, process_group=0,
-                )  # fmt: skip
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    process_group=0,
+                )
             self._processes.append(process)
 
     def check(self) -> None:
