@@ -15,6 +15,8 @@ from csps.core.attention import AttentionParams, CsaConfig
 from csps.core.config import DType
 from csps.core.errors import ConfigError, InvalidRequestError
 
+ATTENTION, CSA = AttentionParams(), CsaConfig()  # their defaults are the server's
+
 
 def recall(
     tokens: Annotated[int, typer.Option(min=64, help="Length of a prompt.")] = 3000,
@@ -23,11 +25,13 @@ def recall(
     ] = 20,
     gamma: Annotated[
         float, typer.Option(help="Share of attention mass csa keeps.")
-    ] = AttentionParams().gamma,
-    min_recall: Annotated[float, typer.Option(help="As csps serve's --csa-min-recall.")] = 0.9,
+    ] = ATTENTION.gamma,
+    min_recall: Annotated[
+        float, typer.Option(help="As csps serve's --csa-min-recall.")
+    ] = CSA.min_recall,
     min_recall_p5: Annotated[
         float, typer.Option(help="As csps serve's --csa-min-recall-p5.")
-    ] = 0.75,
+    ] = CSA.min_recall_p5,
     model: Model = DEFAULT_MODEL,
     dtype: DType = DType.BFLOAT16,
     block_size: Annotated[int, typer.Option(min=2, help="Tokens of a KV block.")] = 64,

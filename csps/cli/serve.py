@@ -22,6 +22,7 @@ SERVE = "Server"
 SHAPE = "Model and ranks"
 SCHEDULE = "Scheduling"
 SPARSE = "Attention of prefill"
+ATTENTION, CSA = AttentionParams(), CsaConfig()  # their defaults are the flags'
 
 FLAG_OF_FIELD = {"attention.gamma": "--csa-gamma", "attention.window_blocks": "--csa-window"}
 
@@ -119,32 +120,32 @@ def serve(
             "recall. csa-distance: near blocks, a baseline. A request may choose another.",
             rich_help_panel=SPARSE,
         ),
-    ] = AttentionKind.DENSE,
+    ] = ATTENTION.kind,
     csa_gamma: Annotated[
         float,
         typer.Option(help="Share of attention mass csa keeps; 1: all.", rich_help_panel=SPARSE),
-    ] = 0.95,
+    ] = ATTENTION.gamma,
     csa_min_recall: Annotated[
         float,
         typer.Option(
             help="A head whose measured recall may be lower widens gamma, then runs dense.",
             rich_help_panel=SPARSE,
         ),
-    ] = 0.90,
+    ] = CSA.min_recall,
     csa_min_recall_p5: Annotated[
         float,
         typer.Option(
             help="The same for the recall that 95% of a head's rows reach: rare sharp rows.",
             rich_help_panel=SPARSE,
         ),
-    ] = 0.75,
+    ] = CSA.min_recall_p5,
     csa_max_density: Annotated[
         float,
         typer.Option(
             help="A head that would keep a larger share of its blocks runs dense.",
             rich_help_panel=SPARSE,
         ),
-    ] = 0.7,
+    ] = CSA.max_density,
     csa_min_tokens: Annotated[
         int,
         typer.Option(min=1, help="Shorter prompts are always dense.", rich_help_panel=SPARSE),
@@ -155,21 +156,21 @@ def serve(
             help="Query rows per head and block that choose; more choose better and cost more.",
             rich_help_panel=SPARSE,
         ),
-    ] = 8,
+    ] = CSA.rows_per_tile,
     csa_estimate: Annotated[
         Estimate,
         typer.Option(
             help="What blocks are chosen by: sampled query rows, or mean keys.",
             rich_help_panel=SPARSE,
         ),
-    ] = Estimate.ROWS,
+    ] = CSA.estimate,
     csa_window: Annotated[
         int,
         typer.Option(help="Blocks csa-distance keeps whole.", rich_help_panel=SPARSE),
-    ] = 8,
+    ] = ATTENTION.window_blocks,
     csa_wire: Annotated[
         Wire, typer.Option(help="Type of fetched keys and values.", rich_help_panel=SPARSE)
-    ] = Wire.MODEL,
+    ] = CSA.wire,
     pipeline: Annotated[
         str,
         typer.Option(
