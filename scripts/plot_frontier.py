@@ -75,7 +75,8 @@ def _point(label: str, rows: dict[int, Any], dense: dict[int, Any]) -> Point:
 
 def draw(lines: dict[str, list[Point]], out: Path) -> None:
     """One panel per cost, perplexity up."""
-    mpl.rcParams["svg.hashsalt"] = "csps"  # the same data give the same file
+    # Text stays text, and the same data give the same file.
+    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "csps"})
     figure = Figure(figsize=(12, 4.2))
     panels = figure.subplots(1, len(COSTS), sharey=True)
     for panel, (cost, title) in zip(panels, COSTS.items(), strict=True):
