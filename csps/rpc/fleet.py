@@ -95,7 +95,10 @@ class Fleet(worker_pb2_grpc.WorkerServicer):
                 by_row[row] = worker_pb2.WorkerCommand(plan=convert.plan_to_proto(plan, row))
             commands.put_nowait(by_row[row])
         try:
-            await asyncio.wait_for(step.done, self._config.step_timeout_s)
+            # Not wait_for: before Python 3.12 it returns the result, and swallows a cancellation,
+            # when both come at once. The lane would go on, and nobody answer its next step.
+            async with asyncio.timeout(self._config.step_timeout_s):
+                await step.done
         except TimeoutError:
             missing = sorted(set(self._commands) - set(step.results))
             self._lose(
@@ -142,7 +145,8 @@ class Fleet(worker_pb2_grpc.WorkerServicer):
         """`stop`, then wait until every rank has left, `grace_s` seconds at most."""
         self.stop()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._all_left.wait(), grace_s)
+            async with asyncio.timeout(grace_s):
+                await self._all_left.wait()
 
     def report_lost(self, reason: str) -> None:
         """Called by whoever learns first that a rank died (the process launcher)."""
