@@ -112,7 +112,8 @@ class Ledger:
     def append(self, seq_id: int, rank: int) -> Extent:
         """One more block on `rank`, which has a free page; next to its last one if possible."""
         table = self._tables[seq_id]
-        extent = Extent(rank, self._pages[rank].allocate_after(table.last_page[rank]), 1)
+        run = self._pages[rank].allocate(1, after=table.last_page[rank])[0]
+        extent = Extent(rank, run.first, 1)
         table.add(extent)
         return extent
 

@@ -34,34 +34,27 @@ class PageAllocator:
         """Maximal free runs in page order."""
         return [PageRun(first, self._num_at[first]) for first in self._firsts]
 
-    def allocate(self, num: int) -> tuple[PageRun, ...]:
-        """Take `num` pages: the first run that holds them all, else as few runs as possible.
+    def num_runs(self, num: int) -> int:
+        """Runs that `num` pages would come in. The caller has checked `num_free`."""
+        return len(self._best(num))
 
-        Runs are returned in page order. The caller has checked `num_free`.
+    def allocate(self, num: int, after: int = -1) -> tuple[PageRun, ...]:
+        """Take `num` pages: those that follow page `after`, if all are free; else the first
+        run that holds them all, else as few runs as possible.
+
+        Runs are returned in page order. `after` is a page of the same owner, or -1. The caller
+        has checked `num_free`.
         """
-        assert 0 < num <= self.num_free, (num, self.num_free)
-        for first in self._firsts:
-            if self._num_at[first] >= num:
-                return (self._take(first, num),)
-        taken = []
-        left = num
-        # Longest first gives the fewest fragments.
-        for run in sorted(self.free_runs(), key=lambda run: (-run.num, run.first)):
-            taken.append(self._take(run.first, min(run.num, left)))
-            left -= taken[-1].num
-            if left == 0:
-                break
-        return tuple(sorted(taken))
+        # `after` is not free, so free pages behind it can only be where a run begins.
+        if self._num_at.get(after + 1, 0) >= num > 0:
+            return (self._take(after + 1, num),)
+        return tuple(self._take(first, num) for first, num in self._best(num))
 
-    def allocate_after(self, page: int) -> int:
-        """Take one page for the owner of `page`: the next one if it is free, else any."""
-        # `page` is not free, so a free page + 1 can only be where a run begins.
-        if page + 1 in self._num_at:
-            return self._take(page + 1, 1).first
-        return self.allocate(1)[0].first
+    def free(self, run: PageRun) -> PageRun:
+        """Take `run` back; the free run it is part of then.
 
-    def free(self, run: PageRun) -> None:
-        """Take `run` back. A page that is free already is an AssertionError."""
+        A page that is free already is an AssertionError.
+        """
         assert 0 <= run.first < run.stop <= self.num_pages, f"{run} is not a run of this rank"
         at = bisect_left(self._firsts, run.first)
         after = self._firsts[at] if at < len(self._firsts) else None
@@ -80,6 +73,23 @@ class PageAllocator:
             insort(self._firsts, first)
         self._num_at[first] = num
         self.num_free += run.num
+        return PageRun(first, num)
+
+    def _best(self, num: int) -> list[PageRun]:
+        """Beginnings of free runs, in page order, that make `num` pages."""
+        assert 0 < num <= self.num_free, (num, self.num_free)
+        for first in self._firsts:
+            if self._num_at[first] >= num:
+                return [PageRun(first, num)]
+        best = []
+        left = num
+        # Longest first gives the fewest fragments.
+        for run in sorted(self.free_runs(), key=lambda run: (-run.num, run.first)):
+            best.append(PageRun(run.first, min(run.num, left)))
+            left -= best[-1].num
+            if left == 0:
+                break
+        return sorted(best)
 
     def _take(self, first: int, num: int) -> PageRun:
         """Cut the first `num` pages off the free run that begins at `first`."""

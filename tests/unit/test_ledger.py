@@ -34,18 +34,25 @@ def test_allocate_uses_the_fewest_fragments_when_no_run_holds_all() -> None:
     assert pages.num_free == 3
 
 
-def test_allocate_after_prefers_the_next_page() -> None:
-    pages = fragmented(20, [PageRun(1, 2), PageRun(5, 4)])
-    assert pages.allocate_after(4) == 5
-    assert pages.allocate_after(5) == 6
-    assert pages.allocate_after(11) == 1
+def test_allocate_prefers_the_pages_after_the_owners_last() -> None:
+    pages = fragmented(20, [PageRun(1, 3), PageRun(5, 4)])
+    assert pages.allocate(1, after=4) == (PageRun(5, 1),)
+    assert pages.allocate(2, after=5) == (PageRun(6, 2),)
+    assert pages.allocate(2, after=7) == (PageRun(1, 2),), "one page follows, two are wanted"
+    assert pages.allocate(1, after=11) == (PageRun(3, 1),)
+
+
+def test_num_runs_foretells_allocate() -> None:
+    pages = fragmented(20, [PageRun(1, 2), PageRun(5, 4), PageRun(12, 6)])
+    assert [pages.num_runs(num) for num in (1, 6, 7, 10, 11, 12)] == [1, 1, 2, 2, 3, 3]
+    assert pages.num_free == 12
 
 
 def test_freed_neighbours_join() -> None:
     pages = PageAllocator(9)
     pages.allocate(9)
-    for first in (0, 6, 3):
-        pages.free(PageRun(first, 3))
+    joined = [pages.free(PageRun(first, 3)) for first in (0, 6, 3)]
+    assert joined == [PageRun(0, 3), PageRun(6, 3), PageRun(0, 9)]
     assert pages.free_runs() == [PageRun(0, 9)]
 
 
