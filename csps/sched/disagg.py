@@ -8,199 +8,27 @@ loses its KV and waits again in order of arrival; later its prompt and output ar
 prefilled as one. The oldest therefore always gets on, and everything ends.
 """
 
-from bisect import insort
-from collections.abc import Mapping
-
-from csps.core.errors import InvalidRequestError, OverloadedError
-from csps.core.plan import Lane, SampledToken, StepPlan, Work
-from csps.core.request import FinishReason
-from csps.core.shards import Extent, num_blocks
-from csps.sched.config import SchedulerConfig
-from csps.sched.growth import grow, needs_block
-from csps.sched.ledger import Ledger
+from csps.core.plan import Lane, Work
+from csps.core.shards import Extent
+from csps.sched.growth import grow
 from csps.sched.packing import OvertakeGuard, StepPacker, all_slices
-from csps.sched.placement import Stages, fits_kv
-from csps.sched.sequence import Sequence, SequenceStatus, TokenEvent
+from csps.sched.scheduler import Scheduler
+from csps.sched.sequence import Sequence
 from csps.sched.work import decode_work, prefill_work
 
 
-class DisaggScheduler:
-    """Decides the steps of both lanes; at most one plan of a lane is in flight.
+class DisaggScheduler(Scheduler):
+    """Decides the steps of a prefill lane and a decode lane."""
 
-    The caller runs `plan(lane)` -> all ranks report -> `complete(plan, sampled)`. After any
-    call it hands `released()` to the ranks before it sends another plan: pages of a
-    released sequence may already be another's in that plan. Not thread safe.
-    """
-
-    # Ownership: a live sequence is in exactly one of _waiting (no KV), _prefilling and
-    # _running (both with KV); all three are sorted by arrival.
-
-    def __init__(self, config: SchedulerConfig) -> None:
-        self.config = config
-        self.ledger = Ledger(config.num_ranks, config.pages_per_rank, config.block_size)
-        self.num_preemptions = 0
-        self._sequences: dict[int, Sequence] = {}
-        self._waiting: list[Sequence] = []
-        self._prefilling: list[Sequence] = []
-        self._running: list[Sequence] = []
-        self._stages: dict[int, Stages] = {}  # stages not yet planned, by prefilling seq_id
-        self._in_flight: dict[Lane, StepPlan] = {}
-        self._next_step = dict.fromkeys(Lane, 0)
-        self._num_arrivals = 0
-        self._released: list[int] = []
-
-    # Arrival and end
-
-    def add(self, seq: Sequence) -> None:
-        """Queue a new sequence, whose id no live one has.
-
-        Raises InvalidRequestError if it could never run, OverloadedError if the queue holds
-        too many tokens to take it (an empty queue takes any prompt).
-        """
-        assert seq.seq_id not in self._sequences, f"sequence {seq.seq_id} is live"
-        config, num_tokens = self.config, seq.num_tokens
-        if num_tokens >= config.max_model_len:
-            raise InvalidRequestError(
-                "prompt",
-                f"{num_tokens} tokens leave no room for output: the limit is "
-                f"{config.max_model_len} tokens for both",
-            )
-        if not fits_kv(num_tokens + 1, config):
-            raise InvalidRequestError(
-                "prompt",
-                f"needs KV for {num_tokens + 1} tokens, the KV cache holds {config.kv_tokens}",
-            )
-        queued = self.num_waiting_tokens
-        if queued and queued + num_tokens > config.max_waiting_tokens:
-            raise OverloadedError(
-                f"{queued} tokens are queued, {num_tokens} more would exceed the limit of "
-                f"{config.max_waiting_tokens}",
-                config.retry_after_s,
-            )
-        room = config.max_model_len - num_tokens
-        seq.max_new_tokens = min(seq.max_new_tokens or room, room)
-        seq.overtake_tokens = num_tokens
-        seq.arrival = self._num_arrivals
-        self._num_arrivals += 1
-        self._sequences[seq.seq_id] = seq
-        self._waiting.append(seq)
-
-    def abort(self, seq_id: int) -> bool:
-        """End a sequence without another token; False if no live one has this id.
-
-        A step in flight that holds it is waited for: its pages return at that `complete`.
-        """
-        seq = self._sequences.get(seq_id)
-        if seq is None or seq.aborted:
-            return False
-        seq.aborted = True
-        if not seq.in_flight:
-            self._end(seq)
-        return True
-
-    def released(self) -> list[int]:
-        """Drain the ids of sequences whose state the ranks must drop, in order.
-
-        Each had been planned since it was last released; its last step is complete. A
-        preempted one is planned again later, from position 0.
-        """
-        released, self._released = self._released, []
-        return released
-
-    # Steps
-
-    def plan(self, lane: Lane) -> StepPlan | None:
-        """The lane's next step; None while one is in flight or nothing can run.
-
-        A sequence that waits for KV can run after any `complete` or `abort`. Planning
-        decode may preempt even when it returns None.
-        """
-        if lane in self._in_flight:
-            return None
-        work = self._plan_prefill() if lane is Lane.PREFILL else self._plan_decode()
-        if not work:
-            return None
-        for item in work:
-            self._sequences[item.seq_id].in_flight = True
-        plan = StepPlan(lane, self._next_step[lane], tuple(work))
-        self._next_step[lane] += 1
-        self._in_flight[lane] = plan
-        return plan
-
-    def complete(self, plan: StepPlan, sampled: Mapping[int, SampledToken]) -> list[TokenEvent]:
-        """Account for a step that all ranks have reported.
-
-        `sampled` holds a token by seq_id for every Work with `sample`. Returns those tokens
-        in plan order, without the aborted sequences'.
-        """
-        in_flight = self._in_flight.pop(plan.lane, None)
-        assert in_flight is not None, f"no {plan.lane} step is in flight"
-        assert in_flight.step_id == plan.step_id, f"step {in_flight.step_id} is in flight"
-        events = []
-        for item in in_flight.work:
-            seq = self._sequences[item.seq_id]
-            seq.in_flight = False
-            seq.num_computed = item.stop
-            if seq.aborted:
-                self._end(seq)
-            elif item.sample:
-                token = sampled[item.seq_id]
-                events.append(TokenEvent(seq, token, self._take_token(seq, token.token_id)))
-        return [
-            event if event.finish else event._replace(finish=self._end_if_stuck(event.seq))
-            for event in events
-        ]
-
-    # State
-
-    @property
-    def num_waiting(self) -> int:
-        return len(self._waiting)
-
-    @property
-    def num_waiting_tokens(self) -> int:
-        """Tokens to prefill of sequences not started, or preempted."""
-        return sum(seq.num_tokens for seq in self._waiting)
-
-    @property
-    def num_prefilling(self) -> int:
-        return len(self._prefilling)
-
-    @property
-    def num_running(self) -> int:
-        """Sequences in the decode lane."""
-        return len(self._running)
-
-    @property
-    def kv_usage(self) -> float:
-        """Pages in use / all pages."""
-        return 1.0 - sum(self.ledger.free_by_rank()) / self.config.total_pages
+    lanes = (Lane.PREFILL, Lane.DECODE)
 
     def has_work(self, lane: Lane) -> bool:
-        """Whether the lane has sequences, in flight or waiting for KV included."""
         if lane is Lane.PREFILL:
             return bool(self._waiting or self._prefilling)
         return bool(self._running)
 
-    def check_integrity(self) -> None:
-        """AssertionError if the ledger or the counters contradict each other."""
-        holding = self._prefilling + self._running
-        self.ledger.check_integrity(seq.seq_id for seq in holding)
-        listed = sorted(seq.seq_id for seq in self._waiting + holding)
-        assert listed == sorted(self._sequences), "a live sequence is not in exactly one list"
-        assert len(holding) <= self.config.max_running, "more sequences hold KV than allowed"
-        planned = [item.seq_id for plan in self._in_flight.values() for item in plan.work]
-        flying = [seq.seq_id for seq in self._sequences.values() if seq.in_flight]
-        assert sorted(planned) == sorted(flying), f"planned {planned}, marked {flying}"
-        for seq in self._waiting:
-            assert seq.status is SequenceStatus.WAITING, f"sequence {seq.seq_id}: {seq.status}"
-        for seq in holding:
-            # A decode step in flight has the block of its token already.
-            decoding = seq.status is SequenceStatus.RUNNING and not seq.in_flight
-            tokens = seq.num_computed if decoding else seq.num_tokens
-            held = self.ledger.num_blocks(seq.seq_id)
-            want = num_blocks(tokens, self.config.block_size)
-            assert held == want, f"sequence {seq.seq_id} holds {held} blocks, needs {want}"
+    def _plan_work(self, lane: Lane) -> list[Work]:
+        return self._plan_prefill() if lane is Lane.PREFILL else self._plan_decode()
 
     # Prefill lane
 
@@ -209,7 +37,7 @@ class DisaggScheduler:
         work = []
         for seq in self._prefilling:
             # One that does not fit is not starved: those before it end, then it is first.
-            if packer.continue_stage(self._stages[seq.seq_id][0]):
+            if packer.continue_stage(seq.stages[0]):
                 work.append(self._next_stage(seq))
         return work + self._start_waiting(packer)
 
@@ -218,8 +46,7 @@ class DisaggScheduler:
         guard = OvertakeGuard(self.config.max_running)
         work = []
         for seq in list(self._waiting):
-            slots = self.config.max_running - len(self._prefilling) - len(self._running)
-            if slots == 0 or packer.full or not guard.allows(seq):
+            if self._free_slots == 0 or packer.full or not guard.allows(seq):
                 break
             if not packer.has_tokens(seq.num_tokens):
                 continue
@@ -230,16 +57,14 @@ class DisaggScheduler:
             packer.start(seq.num_tokens, stages)
             guard.charge(seq)
             extents = self.ledger.place(seq.seq_id, all_slices(stages))
-            self._waiting.remove(seq)
-            seq.status = SequenceStatus.PREFILLING
-            insort(self._prefilling, seq, key=_arrival)
-            self._stages[seq.seq_id] = stages
+            seq.stages = stages
+            self._start(seq)
             work.append(self._next_stage(seq, extents))
         return work
 
     def _next_stage(self, seq: Sequence, new_extents: tuple[Extent, ...] = ()) -> Work:
-        slices, *later = self._stages[seq.seq_id]
-        self._stages[seq.seq_id] = tuple(later)
+        slices, *later = seq.stages
+        seq.stages = tuple(later)
         return prefill_work(seq, slices, new_extents)
 
     # Decode lane
@@ -247,7 +72,7 @@ class DisaggScheduler:
     def _plan_decode(self) -> list[Work]:
         growth = grow(self._running, self.config, self.ledger)
         for seq in growth.preempted:
-            self._wait_again(seq)
+            self._preempt(seq)
         return [
             decode_work(
                 seq,
@@ -256,53 +81,3 @@ class DisaggScheduler:
             )
             for seq in self._running
         ]
-
-    def _wait_again(self, seq: Sequence) -> None:
-        """Queue a sequence that lost its KV. Nothing overtakes it: it had been let in."""
-        assert not seq.in_flight, f"sequence {seq.seq_id} is in flight"
-        self._running.remove(seq)
-        self._released.append(seq.seq_id)
-        seq.status = SequenceStatus.WAITING
-        seq.num_computed = 0
-        seq.overtake_tokens = 0
-        insort(self._waiting, seq, key=_arrival)
-        self.num_preemptions += 1
-
-    # Ends
-
-    def _take_token(self, seq: Sequence, token_id: int) -> FinishReason | None:
-        finish = seq.append(token_id)
-        if finish is not None:
-            self._end(seq)
-        elif seq.status is SequenceStatus.PREFILLING:
-            self._prefilling.remove(seq)
-            del self._stages[seq.seq_id]
-            seq.status = SequenceStatus.RUNNING
-            insort(self._running, seq, key=_arrival)
-        return finish
-
-    def _end_if_stuck(self, seq: Sequence) -> FinishReason | None:
-        """LENGTH for a sequence that has all of KV and needs more: waiting would not help."""
-        alone = self.ledger.num_sequences == 1
-        if not alone or any(self.ledger.free_by_rank()) or not needs_block(seq, self.ledger):
-            return None
-        self._end(seq)
-        return FinishReason.LENGTH
-
-    def _end(self, seq: Sequence) -> None:
-        lists = {
-            SequenceStatus.WAITING: self._waiting,
-            SequenceStatus.PREFILLING: self._prefilling,
-            SequenceStatus.RUNNING: self._running,
-        }
-        lists[seq.status].remove(seq)
-        if seq.status is not SequenceStatus.WAITING:
-            self.ledger.free(seq.seq_id)
-            self._released.append(seq.seq_id)
-        self._stages.pop(seq.seq_id, None)
-        del self._sequences[seq.seq_id]
-        seq.status = SequenceStatus.FINISHED
-
-
-def _arrival(seq: Sequence) -> int:
-    return seq.arrival

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from csps.core.attention import DENSE, AttentionParams
 from csps.core.plan import SampledToken
 from csps.core.request import FinishReason, SamplingParams
+from csps.sched.placement import Stages
 
 
 class SequenceStatus(StrEnum):
@@ -24,6 +25,7 @@ class Sequence:
     starts as sampling.max_tokens and is lowered to the context length by the scheduler.
     `num_computed`: tokens whose KV is in the pages. `overtake_tokens`: prompt tokens of
     later arrivals that may still start before this sequence while it waits for KV.
+    `stages`: prefill steps not yet planned, where they were fixed in advance.
     """
 
     seq_id: int
@@ -39,6 +41,7 @@ class Sequence:
     in_flight: bool = False
     aborted: bool = False
     overtake_tokens: int = 0
+    stages: Stages = ()
     stop_ids: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:

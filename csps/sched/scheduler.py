@@ -1,0 +1,264 @@
+"""What every schedule shares: arrivals, ends, plans in flight, and who holds KV."""
+
+from abc import ABC, abstractmethod
+from bisect import insort
+from collections.abc import Mapping
+from typing import ClassVar
+
+from csps.core.errors import InvalidRequestError, OverloadedError
+from csps.core.plan import Lane, SampledToken, StepPlan, Work
+from csps.core.request import FinishReason
+from csps.core.shards import num_blocks
+from csps.sched.config import SchedulerConfig
+from csps.sched.growth import needs_block
+from csps.sched.ledger import Ledger
+from csps.sched.placement import fits_kv
+from csps.sched.sequence import Sequence, SequenceStatus, TokenEvent
+
+
+class Scheduler(ABC):
+    """Decides the steps of its lanes; at most one plan of a lane is in flight.
+
+    The caller runs `plan(lane)` -> all ranks report -> `complete(plan, sampled)`. After any
+    call it hands `released()` to the ranks before it sends another plan: pages of a
+    released sequence may already be another's in that plan. Not thread safe.
+
+    A schedule says in `lanes` which lanes it has, and in `_plan_work` what their steps do.
+    """
+
+    lanes: ClassVar[tuple[Lane, ...]]
+
+    # Ownership: a live sequence is in exactly one of _waiting (no KV), _prefilling and
+    # _running (both with KV); all three are sorted by arrival.
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.config = config
+        self.ledger = Ledger(config.num_ranks, config.pages_per_rank, config.block_size)
+        self.num_preemptions = 0
+        self._sequences: dict[int, Sequence] = {}
+        self._waiting: list[Sequence] = []
+        self._prefilling: list[Sequence] = []
+        self._running: list[Sequence] = []
+        self._lists = {
+            SequenceStatus.WAITING: self._waiting,
+            SequenceStatus.PREFILLING: self._prefilling,
+            SequenceStatus.RUNNING: self._running,
+        }
+        self._in_flight: dict[Lane, StepPlan] = {}
+        self._next_step = dict.fromkeys(self.lanes, 0)
+        self._num_arrivals = 0
+        self._released: list[int] = []
+
+    @abstractmethod
+    def _plan_work(self, lane: Lane) -> list[Work]:
+        """The lane's next step, empty if nothing can run; none of the lane is in flight.
+
+        Sequences with KV are moved by `_start` and `_preempt` alone.
+        """
+
+    @abstractmethod
+    def has_work(self, lane: Lane) -> bool:
+        """Whether the lane has sequences, in flight or waiting for KV included."""
+
+    # Arrival and end
+
+    def add(self, seq: Sequence) -> None:
+        """Queue a new sequence, whose id no live one has.
+
+        Raises InvalidRequestError if it could never run, OverloadedError if the queue holds
+        too many tokens to take it (an empty queue takes any prompt).
+        """
+        assert seq.seq_id not in self._sequences, f"sequence {seq.seq_id} is live"
+        config, num_tokens = self.config, seq.num_tokens
+        if num_tokens >= config.max_model_len:
+            raise InvalidRequestError(
+                "prompt",
+                f"{num_tokens} tokens leave no room for output: the limit is "
+                f"{config.max_model_len} tokens for both",
+            )
+        if not fits_kv(num_tokens + 1, config):
+            raise InvalidRequestError(
+                "prompt",
+                f"needs KV for {num_tokens + 1} tokens, the KV cache holds {config.kv_tokens}",
+            )
+        queued = self.num_waiting_tokens
+        if queued and queued + num_tokens > config.max_waiting_tokens:
+            raise OverloadedError(
+                f"{queued} tokens are queued, {num_tokens} more would exceed the limit of "
+                f"{config.max_waiting_tokens}",
+                config.retry_after_s,
+            )
+        room = config.max_model_len - num_tokens
+        seq.max_new_tokens = min(seq.max_new_tokens or room, room)
+        seq.overtake_tokens = num_tokens
+        seq.arrival = self._num_arrivals
+        self._num_arrivals += 1
+        self._sequences[seq.seq_id] = seq
+        self._waiting.append(seq)
+
+    def abort(self, seq_id: int) -> bool:
+        """End a sequence without another token; False if no live one has this id.
+
+        A step in flight that holds it is waited for: its pages return at that `complete`.
+        """
+        seq = self._sequences.get(seq_id)
+        if seq is None or seq.aborted:
+            return False
+        seq.aborted = True
+        if not seq.in_flight:
+            self._end(seq)
+        return True
+
+    def released(self) -> list[int]:
+        """Drain the ids of sequences whose state the ranks must drop, in order.
+
+        Each had been planned since it was last released; its last step is complete. A
+        preempted one is planned again later, from position 0.
+        """
+        released, self._released = self._released, []
+        return released
+
+    # Steps
+
+    def plan(self, lane: Lane) -> StepPlan | None:
+        """The lane's next step; None while one is in flight or nothing can run.
+
+        A sequence that waits for KV can run after any `complete` or `abort`. Planning
+        decode may preempt even when it returns None.
+        """
+        assert lane in self.lanes, f"no {lane} lane in {self.lanes}"
+        if lane in self._in_flight:
+            return None
+        work = self._plan_work(lane)
+        if not work:
+            return None
+        for item in work:
+            self._sequences[item.seq_id].in_flight = True
+        plan = StepPlan(lane, self._next_step[lane], tuple(work))
+        self._next_step[lane] += 1
+        self._in_flight[lane] = plan
+        return plan
+
+    def complete(self, plan: StepPlan, sampled: Mapping[int, SampledToken]) -> list[TokenEvent]:
+        """Account for a step that all ranks have reported.
+
+        `sampled` holds a token by seq_id for every Work with `sample`. Returns those tokens
+        in plan order, without the aborted sequences'.
+        """
+        in_flight = self._in_flight.pop(plan.lane, None)
+        assert in_flight is not None, f"no {plan.lane} step is in flight"
+        assert in_flight.step_id == plan.step_id, f"step {in_flight.step_id} is in flight"
+        events = []
+        for item in in_flight.work:
+            seq = self._sequences[item.seq_id]
+            seq.in_flight = False
+            seq.num_computed = item.stop
+            if seq.aborted:
+                self._end(seq)
+            elif item.sample:
+                token = sampled[item.seq_id]
+                events.append(TokenEvent(seq, token, self._take_token(seq, token.token_id)))
+        return [
+            event if event.finish else event._replace(finish=self._end_if_stuck(event.seq))
+            for event in events
+        ]
+
+    # State
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Tokens to prefill of sequences not started, or preempted."""
+        return sum(seq.num_tokens for seq in self._waiting)
+
+    @property
+    def num_prefilling(self) -> int:
+        return len(self._prefilling)
+
+    @property
+    def num_running(self) -> int:
+        """Sequences that decode."""
+        return len(self._running)
+
+    @property
+    def kv_usage(self) -> float:
+        """Pages in use / all pages."""
+        return 1.0 - sum(self.ledger.free_by_rank()) / self.config.total_pages
+
+    def check_integrity(self) -> None:
+        """AssertionError if the ledger or the counters contradict each other."""
+        holding = self._prefilling + self._running
+        self.ledger.check_integrity(seq.seq_id for seq in holding)
+        listed = sorted(seq.seq_id for seq in self._waiting + holding)
+        assert listed == sorted(self._sequences), "a live sequence is not in exactly one list"
+        assert len(holding) <= self.config.max_running, "more sequences hold KV than allowed"
+        planned = [item.seq_id for plan in self._in_flight.values() for item in plan.work]
+        flying = [seq.seq_id for seq in self._sequences.values() if seq.in_flight]
+        assert sorted(planned) == sorted(flying), f"planned {planned}, marked {flying}"
+        for status, members in self._lists.items():
+            assert members == sorted(members, key=_arrival), f"{status} out of order"
+            for seq in members:
+                assert seq.status is status, f"sequence {seq.seq_id}: {seq.status}, not {status}"
+        for seq in holding:
+            # A decode step in flight has the block of its token already.
+            decoding = seq.status is SequenceStatus.RUNNING and not seq.in_flight
+            tokens = seq.num_computed if decoding else seq.num_tokens
+            held = self.ledger.num_blocks(seq.seq_id)
+            want = num_blocks(tokens, self.config.block_size)
+            assert held == want, f"sequence {seq.seq_id} holds {held} blocks, needs {want}"
+
+    # Moves between the lists
+
+    @property
+    def _free_slots(self) -> int:
+        """Sequences that may start: so many more can hold KV."""
+        return self.config.max_running - len(self._prefilling) - len(self._running)
+
+    def _start(self, seq: Sequence) -> None:
+        """A waiting sequence, whose blocks have just been placed, begins its prefill."""
+        self._move(seq, SequenceStatus.PREFILLING)
+
+    def _preempt(self, seq: Sequence) -> None:
+        """Queue a sequence that lost its KV. Nothing overtakes it: it had been let in."""
+        assert not seq.in_flight, f"sequence {seq.seq_id} is in flight"
+        self._move(seq, SequenceStatus.WAITING)
+        self._released.append(seq.seq_id)
+        seq.num_computed = 0
+        seq.overtake_tokens = 0
+        self.num_preemptions += 1
+
+    def _take_token(self, seq: Sequence, token_id: int) -> FinishReason | None:
+        finish = seq.append(token_id)
+        if finish is not None:
+            self._end(seq)
+        elif seq.status is SequenceStatus.PREFILLING:
+            self._move(seq, SequenceStatus.RUNNING)
+        return finish
+
+    def _end_if_stuck(self, seq: Sequence) -> FinishReason | None:
+        """LENGTH for a sequence that has all of KV and needs more: waiting would not help."""
+        alone = self.ledger.num_sequences == 1
+        if not alone or any(self.ledger.free_by_rank()) or not needs_block(seq, self.ledger):
+            return None
+        self._end(seq)
+        return FinishReason.LENGTH
+
+    def _end(self, seq: Sequence) -> None:
+        self._lists[seq.status].remove(seq)
+        if seq.status is not SequenceStatus.WAITING:
+            self.ledger.free(seq.seq_id)
+            self._released.append(seq.seq_id)
+        del self._sequences[seq.seq_id]
+        seq.status = SequenceStatus.FINISHED
+
+    def _move(self, seq: Sequence, status: SequenceStatus) -> None:
+        self._lists[seq.status].remove(seq)
+        seq.status = status
+        insort(self._lists[status], seq, key=_arrival)
+
+
+def _arrival(seq: Sequence) -> int:
+    return seq.arrival

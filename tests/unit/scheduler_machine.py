@@ -1,0 +1,238 @@
+"""Random arrivals and aborts for any scheduler, against ranks that see plans alone."""
+
+from collections.abc import Iterable
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from csps.core.errors import InvalidRequestError, OverloadedError
+from csps.core.plan import Lane, SampledToken, StepPlan, Work
+from csps.core.request import FinishReason, SamplingParams
+from csps.sched.config import SchedulerConfig
+from csps.sched.scheduler import Scheduler
+from csps.sched.sequence import Sequence
+
+STOP_TOKEN = 13
+
+
+def token_at(seq_id: int, position: int) -> int:
+    """The token every prompt has, and every step draws, at a position: recomputing agrees."""
+    return (seq_id * 31 + position * 7) % 41
+
+
+class SimulatedRanks:
+    """State of all ranks, rebuilt from plans and released ids; a KV entry names its token."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.block_size = config.block_size
+        self.pages: dict[int, list[tuple[int, int]]] = {}  # seq_id: (rank, page) by block
+        self.computed: dict[int, int] = {}
+        self.kv: dict[tuple[int, int, int], tuple[int, int, int]] = {}
+        self.next_step = dict.fromkeys(Lane, 0)
+
+    def release(self, seq_ids: Iterable[int]) -> None:
+        for seq_id in seq_ids:
+            del self.pages[seq_id], self.computed[seq_id]
+
+    def start(self, plan: StepPlan) -> None:
+        """Write the KV of a plan: at once, so that a page reused too early shows later."""
+        assert plan.step_id == self.next_step[plan.lane]
+        self.next_step[plan.lane] += 1
+        assert plan.work
+        assert len({item.seq_id for item in plan.work}) == len(plan.work)
+        for item in plan.work:
+            self._start(item)
+
+    def _start(self, item: Work) -> None:
+        assert (item.sampling is not None) == (item.seq_id not in self.pages)
+        pages = self.pages.setdefault(item.seq_id, [])
+        assert item.start == self.computed.setdefault(item.seq_id, 0)
+        for rank, first, num in item.new_extents:
+            pages.extend((rank, page) for page in range(first, first + num))
+        at = item.start
+        for piece in item.slices:
+            assert piece.start == at, "a position is computed twice or never"
+            assert piece.num_tokens > 0
+            for position in range(piece.start, piece.stop):
+                rank, page = pages[position // self.block_size]
+                assert rank == piece.rank, "the rank that computes a block must own it"
+                token = item.token_ids[position - item.start]
+                entry = (item.seq_id, position, token)
+                self.kv[rank, page, position % self.block_size] = entry
+            at = piece.stop
+        assert at == item.stop
+        self.computed[item.seq_id] = at
+
+    def finish(self, plan: StepPlan) -> dict[int, SampledToken]:
+        """Read the KV each sequence of the plan attends to, then draw."""
+        sampled = {}
+        for item in plan.work:
+            for position in range(item.stop):
+                rank, page = self.pages[item.seq_id][position // self.block_size]
+                want = (item.seq_id, position, token_at(item.seq_id, position))
+                assert self.kv[rank, page, position % self.block_size] == want
+            if item.sample:
+                token = SampledToken(item.seq_id, token_at(item.seq_id, item.stop))
+                sampled[item.seq_id] = token
+        return sampled
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Random arrivals, steps and aborts; at the end everything accepted must end."""
+
+    def draw_scheduler(self, data: st.DataObject) -> Scheduler:
+        raise NotImplementedError
+
+    def lane(self, pick: int) -> Lane:
+        return self.scheduler.lanes[pick % len(self.scheduler.lanes)]
+
+    @initialize(data=st.data())
+    def build(self, data: st.DataObject) -> None:
+        self.scheduler = self.draw_scheduler(data)
+        self.config = self.scheduler.config
+        self.ranks = SimulatedRanks(self.config)
+        self.in_flight: dict[Lane, StepPlan] = {}
+        self.live: dict[int, Sequence] = {}
+        self.outputs: dict[int, list[int]] = {}
+        self.next_id = 0
+
+    @rule(
+        num_prompt=st.one_of(st.integers(1, 12), st.integers(1, 60)),
+        max_tokens=st.one_of(st.none(), st.integers(1, 30)),
+        min_tokens=st.integers(0, 10),
+        ignore_eos=st.booleans(),
+    )
+    def arrive(
+        self, num_prompt: int, max_tokens: int | None, min_tokens: int, ignore_eos: bool
+    ) -> None:
+        seq_id, self.next_id = self.next_id, self.next_id + 1
+        prompt = tuple(token_at(seq_id, position) for position in range(num_prompt))
+        if max_tokens is not None:
+            min_tokens = min(min_tokens, max_tokens)
+        sampling = SamplingParams(
+            max_tokens=max_tokens, min_tokens=min_tokens, ignore_eos=ignore_eos
+        )
+        seq = Sequence(seq_id, prompt, sampling, eos_ids=frozenset({STOP_TOKEN}))
+        queued = self.scheduler.num_waiting_tokens
+        try:
+            self.scheduler.add(seq)
+        except InvalidRequestError:
+            limit = min(self.config.max_model_len, self.config.kv_tokens)
+            assert num_prompt + 1 > limit
+        except OverloadedError:
+            assert queued > 0
+            assert queued + num_prompt > self.config.max_waiting_tokens
+        else:
+            self.live[seq_id] = seq
+            self.outputs[seq_id] = []
+
+    @rule(pick=st.integers(0, 1))
+    def plan(self, pick: int) -> None:
+        self.start_step(self.lane(pick))
+
+    def start_step(self, lane: Lane) -> None:
+        plan = self.scheduler.plan(lane)
+        self.ranks.release(self.scheduler.released())
+        if lane in self.in_flight:
+            assert plan is None
+        elif plan is not None:
+            assert plan.lane is lane
+            self.in_flight[lane] = plan
+            self.ranks.start(plan)
+
+    @rule(pick=st.integers(0, 1))
+    def complete(self, pick: int) -> None:
+        lane = self.lane(pick)
+        if lane in self.in_flight:
+            self.finish_step(lane)
+
+    @rule(pick=st.integers(0, 20))
+    def abort(self, pick: int) -> None:
+        if not self.live:
+            assert not self.scheduler.abort(pick)
+            return
+        seq_id = sorted(self.live)[pick % len(self.live)]
+        assert self.scheduler.abort(seq_id)
+        assert not self.scheduler.abort(seq_id)
+        del self.live[seq_id]
+        self.ranks.release(self.scheduler.released())
+
+    @rule(num_rounds=st.integers(1, 8))
+    def run(self, num_rounds: int) -> None:
+        for _ in range(num_rounds):
+            self.round()
+
+    def round(self) -> None:
+        """Start what can start in all lanes, then end those steps."""
+        for lane in self.scheduler.lanes:
+            self.start_step(lane)
+        for lane in sorted(self.in_flight):
+            self.finish_step(lane)
+        self.ranks_agree_with_the_ledger()
+
+    def finish_step(self, lane: Lane) -> None:
+        plan = self.in_flight.pop(lane)
+        sampled = self.ranks.finish(plan)
+        events = self.scheduler.complete(plan, sampled)
+        self.ranks.release(self.scheduler.released())
+        assert [event.seq.seq_id for event in events] == [
+            item.seq_id for item in plan.work if item.sample and item.seq_id in self.live
+        ]
+        for seq, token, finish in events:
+            position = len(seq.prompt_ids) + len(self.outputs[seq.seq_id])
+            assert token.token_id == token_at(seq.seq_id, position)
+            self.outputs[seq.seq_id].append(token.token_id)
+            assert self.outputs[seq.seq_id] == seq.output_ids
+            if finish is not None:
+                self.check_finish(seq, finish)
+                del self.live[seq.seq_id]
+
+    def check_finish(self, seq: Sequence, finish: FinishReason) -> None:
+        outputs = self.outputs[seq.seq_id]
+        if finish is FinishReason.STOP:
+            assert outputs[-1] == STOP_TOKEN
+            assert not seq.sampling.ignore_eos
+            assert len(outputs) >= seq.sampling.min_tokens
+            return
+        assert finish is FinishReason.LENGTH
+        assert (
+            len(outputs) == seq.sampling.max_tokens
+            or seq.num_tokens == self.config.max_model_len
+            or seq.num_tokens == self.config.kv_tokens + 1
+        )
+
+    @invariant()
+    def ranks_agree_with_the_ledger(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        scheduler = self.scheduler
+        scheduler.check_integrity()
+        for seq_id, pages in self.ranks.pages.items():
+            held = [
+                (rank, page)
+                for rank, first, num in scheduler.ledger.extents(seq_id)
+                for page in range(first, first + num)
+            ]
+            assert held == pages
+        assert scheduler.ledger.num_sequences == len(self.ranks.pages)
+        held_pages = sum(len(pages) for pages in self.ranks.pages.values())
+        assert abs(scheduler.kv_usage * self.config.total_pages - held_pages) < 1e-6
+
+    def teardown(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        # The oldest is never passed over for long: per sequence, its own tokens and a
+        # recompute of what was preempted for it bound the steps.
+        bound = 10 + 4 * sum(
+            seq.num_tokens + (seq.max_new_tokens or 0) for seq in self.live.values()
+        )
+        rounds = 0
+        while any(self.scheduler.has_work(lane) for lane in self.scheduler.lanes):
+            rounds += 1
+            assert rounds <= bound, f"still {self.live} after {rounds} rounds"
+            self.round()
+        assert not self.live
+        assert not self.in_flight
+        assert not self.ranks.pages
+        assert self.scheduler.kv_usage == 0.0
+        assert self.scheduler.num_waiting_tokens == 0
