@@ -39,7 +39,7 @@ class Case:
     q: Tensor
     k: Tensor
     v: Tensor
-    params: AttentionParams = AttentionParams(AttentionKind.CSA)
+    params: AttentionParams = field(default_factory=lambda: AttentionParams(AttentionKind.CSA))
     config: CsaConfig = field(default_factory=CsaConfig)
     block_size: int = 16
     stage_tokens: int = 1 << 20
@@ -64,7 +64,11 @@ def random_case(num_tokens: int, seed: int = 0, **settings: object) -> Case:
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
-    q, k, v = normal(2, num_tokens, 6, 32), normal(2, num_tokens, 2, 32), normal(2, num_tokens, 2, 32)
+    q, k, v = (
+        normal(2, num_tokens, 6, 32),
+        normal(2, num_tokens, 2, 32),
+        normal(2, num_tokens, 2, 32),
+    )
     # Neighbours share a direction, which later queries point to: some blocks matter, most do not.
     topics = normal(2, num_tokens // 40 + 1, 2, 32)
     topic = torch.arange(num_tokens) // 40
@@ -123,7 +127,9 @@ def attend(mesh: Mesh, case: Case) -> Answer:
         BlockSparseCpu(upcast=False, num_threads=case.num_threads),
         DiagonalCpu(upcast=False),
     )
-    shape = KVShape(case.block_size, num_heads // num_kv_heads, dim, torch.float32, case.config.wire)
+    shape = KVShape(
+        case.block_size, num_heads // num_kv_heads, dim, torch.float32, case.config.wire
+    )
     ledger = Ledger(mesh.sp, NUM_PAGES, case.block_size)
     stages = [
         zigzag(start, stop, mesh.sp, case.block_size)

@@ -137,9 +137,7 @@ def test_decode_moves_what_the_formula_says(llama: Path) -> None:
 def test_prefill_moves_what_the_formula_says(llama: Path) -> None:
     """One step: each rank sends f S k bytes per layer, f = (P - 1) / P, k = 2 Hkv D e."""
     num_ranks, num_tokens, num_layers, kv_heads, head_dim = 4, 320, 3, 3, 16
-    job = Job(
-        llama, (Request(prompts((num_tokens,))[0], sampling(1)),), stage_tokens=num_tokens
-    )
+    job = Job(llama, (Request(prompts((num_tokens,))[0], sampling(1)),), stage_tokens=num_tokens)
     for outcome in run_ranks(num_ranks, serve, job):
         (result,) = outcome.results
         sent = num_layers * (num_ranks - 1) * num_tokens // num_ranks * 2 * kv_heads * head_dim * 4

@@ -51,8 +51,8 @@ def check(
         for text, num in zip(texts, wanted, strict=True)
     )
     outcomes = run_ranks(num_ranks, serve, Job(model, requests, **job))
-    for text, num, found in zip(texts, wanted, scores(outcomes, len(texts)), strict=True):
-        num = num or 0
+    for text, asked, found in zip(texts, wanted, scores(outcomes, len(texts)), strict=True):
+        num = asked or 0
         assert sorted(found) == list(range(len(text) - num, len(text)))
         values = [found[position] for position in sorted(found)]
         reference = expected(model, text)[len(text) - 1 - num :]

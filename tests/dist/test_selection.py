@@ -89,9 +89,13 @@ def test_scores_are_the_softmax_mass_by_block() -> None:
     lse = scores.flatten(3).logsumexp(3)
     mass = (scores - lse[..., None, None]).exp().sum(4)
     # Tile 1 at offset 0 of block 1 sees block 0 and a key: never nothing.
-    torch.testing.assert_close(true_mass(found, lse)[:, :, 5:], mass[:, :, 5:], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        true_mass(found, lse)[:, :, 5:], mass[:, :, 5:], rtol=1e-4, atol=1e-5
+    )
     torch.testing.assert_close(found.lse[:, :, 5:], lse[:, :, 5:], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(true_mass(found, found.lse)[:, :, :5], mass[:, :, :5], rtol=0.08, atol=0.01)
+    torch.testing.assert_close(
+        true_mass(found, found.lse)[:, :, :5], mass[:, :, :5], rtol=0.08, atol=0.01
+    )
 
 
 def test_a_row_that_sees_nothing_here_has_no_mass() -> None:
@@ -174,8 +178,9 @@ def test_what_a_head_does() -> None:
 
 def test_a_head_widens_before_it_gives_up() -> None:
     bad, good = np.full(50, 0.8), np.full(50, 0.97)
+    recalls = np.stack([bad, good])[:, None, :, None].repeat(2, axis=3)
     verdict = judge(
-        np.array([[20], [40]]), 100, np.stack([bad, good])[:, None, :, None].repeat(2, axis=3), [0.9, widened(0.9)],
+        np.array([[20], [40]]), 100, recalls, [0.9, widened(0.9)],
         CsaConfig(), layer=3, first_head=2, falls_back=True,
     )  # fmt: skip
     (report,) = verdict.reports
