@@ -22,38 +22,38 @@ def needs_block(seq: Sequence, ledger: Ledger) -> bool:
     return seq.num_computed == ledger.num_blocks(seq.seq_id) * ledger.block_size
 
 
-def grow(running: Seq[Sequence], config: SchedulerConfig, ledger: Ledger) -> Growth:
+def grow(holding: Seq[Sequence], config: SchedulerConfig, ledger: Ledger) -> Growth:
     """Append to the ledger a block for every sequence that needs one, oldest first.
 
-    `running` is sorted by arrival. While no rank has a page, the last of it is preempted:
-    its blocks are freed here, which may end up being the sequence that wanted the page.
+    `holding` are the sequences that may lose their KV, sorted by arrival; those in prefill
+    need no block, they have all of their prompt's. While no rank has a page, the last one is
+    preempted: its blocks are freed here, which may end up being the sequence that wanted the
+    page.
     """
-    left = list(running)
+    left = list(holding)
     growth = Growth({}, [])
-    masters = [0] * config.num_ranks  # sequences each rank computes in this plan
-    for seq in left:
+    for seq in holding:
+        while ledger.holds(seq.seq_id) and needs_block(seq, ledger):
+            rank = choose_growth_rank(
+                ledger.blocks_by_rank(seq.seq_id),
+                ledger.free_by_rank(),
+                _masters(left, ledger),
+                stay_whole=seq.num_tokens < config.long_tokens,
+            )
+            if rank is None:
+                # It is `seq` or comes after it, so it was given no block in this plan.
+                victim = left.pop()
+                ledger.free(victim.seq_id)
+                growth.preempted.append(victim)
+            else:
+                growth.new_extents[seq.seq_id] = (ledger.append(seq.seq_id, rank),)
+    return growth
+
+
+def _masters(holding: Seq[Sequence], ledger: Ledger) -> list[int]:
+    """Sequences each rank decodes in this plan (index = rank), of those that have a block."""
+    masters = [0] * ledger.num_ranks
+    for seq in holding:
         if not needs_block(seq, ledger):
             masters[ledger.last_rank(seq.seq_id)] += 1
-    at = 0
-    while at < len(left):
-        seq = left[at]
-        if not needs_block(seq, ledger):
-            at += 1
-            continue
-        rank = choose_growth_rank(
-            ledger.blocks_by_rank(seq.seq_id),
-            ledger.free_by_rank(),
-            masters,
-            stay_whole=seq.num_tokens < config.long_tokens,
-        )
-        if rank is not None:
-            growth.new_extents[seq.seq_id] = (ledger.append(seq.seq_id, rank),)
-            masters[rank] += 1
-            continue
-        # It is `seq` or comes after it, so it was given no block in this plan.
-        victim = left.pop()
-        if not needs_block(victim, ledger):
-            masters[ledger.last_rank(victim.seq_id)] -= 1
-        ledger.free(victim.seq_id)
-        growth.preempted.append(victim)
-    return growth
+    return masters

@@ -199,7 +199,7 @@ class Scheduler(ABC):
         flying = [seq.seq_id for seq in self._sequences.values() if seq.in_flight]
         assert sorted(planned) == sorted(flying), f"planned {planned}, marked {flying}"
         for status, members in self._lists.items():
-            assert members == sorted(members, key=_arrival), f"{status} out of order"
+            assert members == sorted(members, key=by_arrival), f"{status} out of order"
             for seq in members:
                 assert seq.status is status, f"sequence {seq.seq_id}: {seq.status}, not {status}"
         for seq in holding:
@@ -257,8 +257,8 @@ class Scheduler(ABC):
     def _move(self, seq: Sequence, status: SequenceStatus) -> None:
         self._lists[seq.status].remove(seq)
         seq.status = status
-        insort(self._lists[status], seq, key=_arrival)
+        insort(self._lists[status], seq, key=by_arrival)
 
 
-def _arrival(seq: Sequence) -> int:
+def by_arrival(seq: Sequence) -> int:
     return seq.arrival
