@@ -8,23 +8,31 @@ class SchedulerConfig:
     """Sizes of the KV cache and of the steps.
 
     `pages_per_rank` pages of `block_size` tokens hold KV on each of `num_ranks` ranks.
-    `stage_tokens`: new tokens of one prefill step; a long prompt is cut into stages of it.
-    `long_tokens`: sequences of at least this many tokens are split over the ranks, shorter
-    ones stay whole on one. `max_running`: sequences that hold KV at a time, all of which the
-    decode lane can take. `max_waiting_tokens`: queued tokens above which `add` refuses.
-    `max_model_len`: prompt and output of one sequence, in tokens. `retry_after_s`: what a
-    refused client is told to wait, in seconds.
+    `max_running`: sequences that hold KV at a time. `max_waiting_tokens`: queued tokens
+    above which `add` refuses. `max_model_len`: prompt and output of one sequence, in
+    tokens. `retry_after_s`: what a refused client is told to wait, in seconds.
+
+    Of DisaggScheduler alone: `stage_tokens`, new tokens of one prefill step; a long prompt
+    is cut into stages of it. `long_tokens`: sequences of at least this many tokens are
+    split over the ranks, shorter ones stay whole on one. `ageing`: how fast waiting makes
+    up for length, in tokens of remaining prefill per prompt token planned meanwhile. Nothing
+    that comes after 1 / ageing times a prompt's length overtakes it: with 0.5 twice its
+    length, near 0 is shortest first, very large is first come first served.
+
+    Of ChunkedScheduler alone: `token_budget`, new tokens of one step, decoded ones included.
     """
 
     num_ranks: int
     block_size: int
     pages_per_rank: int
-    stage_tokens: int
-    long_tokens: int
     max_running: int
     max_waiting_tokens: int
     max_model_len: int
     retry_after_s: float = 5.0
+    stage_tokens: int = 4096
+    long_tokens: int = 512
+    ageing: float = 0.5
+    token_budget: int = 512
 
     def __post_init__(self) -> None:
         for item in fields(self):

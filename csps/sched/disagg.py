@@ -8,12 +8,15 @@ loses its KV and waits again in order of arrival; later its prompt and output ar
 prefilled as one. The oldest therefore always gets on, and everything ends.
 """
 
+from functools import partial
+
 from csps.core.plan import Lane, Work
 from csps.core.shards import Extent
 from csps.sched.growth import grow
-from csps.sched.packing import OvertakeGuard, StepPacker, all_slices
+from csps.sched.packing import StepPacker, all_slices, prefill_order
+from csps.sched.placement import Stages
 from csps.sched.scheduler import Scheduler
-from csps.sched.sequence import Sequence
+from csps.sched.sequence import Sequence, SequenceStatus
 from csps.sched.work import decode_work, prefill_work
 
 
@@ -34,33 +37,29 @@ class DisaggScheduler(Scheduler):
 
     def _plan_prefill(self) -> list[Work]:
         packer = StepPacker(self.config, self.ledger)
-        work = []
-        for seq in self._prefilling:
-            # One that does not fit is not starved: those before it end, then it is first.
-            if packer.continue_stage(seq.stages[0]):
-                work.append(self._next_stage(seq))
-        return work + self._start_waiting(packer)
-
-    def _start_waiting(self, packer: StepPacker) -> list[Work]:
-        """Start waiting sequences while the step and KV have room (rules: packing.py)."""
-        guard = OvertakeGuard(self.config.max_running)
-        work = []
-        for seq in list(self._waiting):
-            if self._free_slots == 0 or packer.full or not guard.allows(seq):
+        work: list[Work] = []
+        has_room = True  # until a waiting sequence finds no slot or no KV
+        order = partial(prefill_order, ageing=self.config.ageing)
+        for seq in sorted(self._prefilling + self._waiting, key=order):
+            if packer.full:
                 break
-            if not packer.has_tokens(seq.num_tokens):
-                continue
-            stages = packer.find_place(seq.num_tokens)
-            if stages is None:
-                guard.block(seq)
-                continue
-            packer.start(seq.num_tokens, stages)
-            guard.charge(seq)
-            extents = self.ledger.place(seq.seq_id, all_slices(stages))
-            seq.stages = stages
-            self._start(seq)
-            work.append(self._next_stage(seq, extents))
+            if seq.status is SequenceStatus.PREFILLING:
+                if packer.continue_stage(seq.stages[0]):
+                    work.append(self._next_stage(seq))
+            elif has_room and packer.has_tokens(seq.num_tokens):
+                stages = packer.find_place(seq.num_tokens) if self._free_slots else None
+                has_room = stages is not None
+                if stages is not None:
+                    packer.start(seq.num_tokens, stages)
+                    work.append(self._first_stage(seq, stages))
+        self._clock += sum(item.num_tokens for item in work)
         return work
+
+    def _first_stage(self, seq: Sequence, stages: Stages) -> Work:
+        extents = self.ledger.place(seq.seq_id, all_slices(stages))
+        seq.stages = stages
+        self._start(seq)
+        return self._next_stage(seq, extents)
 
     def _next_stage(self, seq: Sequence, new_extents: tuple[Extent, ...] = ()) -> Work:
         slices, *later = seq.stages

@@ -4,14 +4,15 @@ A step carries long sequences' stages and whole short sequences, each kind up to
 `stage_tokens` new tokens. So a short prompt waits one step for a long one, not all of its
 stages, and a step's activations stay bounded.
 
-Who starts, in order of arrival:
+Who goes first: shortest remaining prefill first, with ageing (`prefill_order`). A long
+prompt under way takes part with what is left of it, so a shorter one may go before its next
+stage. In this order:
 
-- A sequence for which the step has no tokens left waits for the next step, and so does
-  every later one of its kind. The other kind goes on.
-- A sequence for which there is no KV may be overtaken by later arrivals, but only by as
-  many tokens as it has itself (`Sequence.overtake_tokens`); then nothing starts before it.
-  What runs gives its pages back when it ends, so the wait is bounded, and no longer than
-  its own length excuses. A preempted sequence is not overtaken at all: it had been let in.
+- A sequence for which the step has no tokens left waits for the next step. The first of its
+  kind always has enough.
+- Once a sequence finds no KV, or no slot, nothing that comes after it starts. What runs gives
+  its pages back when it ends, so the wait is bounded. Those under way have their KV, and go
+  on.
 """
 
 from collections.abc import Iterable
@@ -35,21 +36,16 @@ class TokenBudget:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._used = 0
-        self._closed = False
 
     @property
     def full(self) -> bool:
-        return self._closed or self._used >= self._limit
+        return self._used >= self._limit
 
     def fits(self, num_tokens: int) -> bool:
-        return not self._closed and (self._used == 0 or self._used + num_tokens <= self._limit)
+        return self._used == 0 or self._used + num_tokens <= self._limit
 
     def take(self, num_tokens: int) -> None:
         self._used += num_tokens
-
-    def close(self) -> None:
-        """Nothing more of this kind: somebody is waiting who must not be overtaken."""
-        self._closed = True
 
 
 class StepPacker:
@@ -75,17 +71,10 @@ class StepPacker:
         return True
 
     def has_tokens(self, num_tokens: int) -> bool:
-        """Whether a waiting sequence of `num_tokens` can start within this step's tokens.
-
-        If not, no later one of its kind can.
-        """
-        budget, first = self._whole, num_tokens
+        """Whether a waiting sequence of `num_tokens` can start within this step's tokens."""
         if is_split(num_tokens, self._config):
-            budget, first = self._split, first_stage_tokens(num_tokens, self._config)
-        if not budget.fits(first):
-            budget.close()
-            return False
-        return True
+            return self._split.fits(first_stage_tokens(num_tokens, self._config))
+        return self._whole.fits(num_tokens)
 
     def find_place(self, num_tokens: int) -> Stages | None:
         """Where a waiting sequence goes, None while KV for it is not free."""
@@ -111,29 +100,15 @@ class StepPacker:
             self._loads[rank] += num
 
 
-class OvertakeGuard:
-    """Sequences that wait for KV in this step, and what may still start before them.
+def prefill_order(seq: Sequence, ageing: float) -> tuple[float, int]:
+    """Sort key of the prefill lane: tokens left to prefill, and how late it came.
 
-    At most `max_blocked` of them are looked past, which bounds the time a full cache and a
-    long queue cost.
+    Arrival is in virtual time, which counts planned prompt tokens: once the lane has planned
+    r / ageing of them, nobody who comes then can overtake a sequence that has r left. A
+    preempted sequence counts as nothing left, its reader waits in the middle of an answer.
     """
-
-    def __init__(self, max_blocked: int) -> None:
-        self._max_blocked = max_blocked
-        self._blocked: list[Sequence] = []
-
-    def allows(self, seq: Sequence) -> bool:
-        if len(self._blocked) >= self._max_blocked:
-            return False
-        return all(seq.num_tokens <= blocked.overtake_tokens for blocked in self._blocked)
-
-    def block(self, seq: Sequence) -> None:
-        self._blocked.append(seq)
-
-    def charge(self, seq: Sequence) -> None:
-        """`seq` starts now, before every blocked one."""
-        for blocked in self._blocked:
-            blocked.overtake_tokens -= seq.num_tokens
+    left = 0 if seq.output_ids else seq.num_tokens - seq.num_computed
+    return (seq.arrival * ageing + left, seq.arrival)
 
 
 def all_slices(stages: Stages) -> tuple[Slice, ...]:

@@ -46,7 +46,7 @@ class Scheduler(ABC):
         }
         self._in_flight: dict[Lane, StepPlan] = {}
         self._next_step = dict.fromkeys(self.lanes, 0)
-        self._num_arrivals = 0
+        self._clock = 0  # virtual time: arrivals, and what a schedule adds
         self._released: list[int] = []
 
     @abstractmethod
@@ -90,9 +90,8 @@ class Scheduler(ABC):
             )
         room = config.max_model_len - num_tokens
         seq.max_new_tokens = min(seq.max_new_tokens or room, room)
-        seq.overtake_tokens = num_tokens
-        seq.arrival = self._num_arrivals
-        self._num_arrivals += 1
+        seq.arrival = self._clock
+        self._clock += 1
         self._sequences[seq.seq_id] = seq
         self._waiting.append(seq)
 
@@ -222,12 +221,11 @@ class Scheduler(ABC):
         self._move(seq, SequenceStatus.PREFILLING)
 
     def _preempt(self, seq: Sequence) -> None:
-        """Queue a sequence that lost its KV. Nothing overtakes it: it had been let in."""
+        """Queue a sequence that lost its KV."""
         assert not seq.in_flight, f"sequence {seq.seq_id} is in flight"
         self._move(seq, SequenceStatus.WAITING)
         self._released.append(seq.seq_id)
         seq.num_computed = 0
-        seq.overtake_tokens = 0
         self.num_preemptions += 1
 
     def _take_token(self, seq: Sequence, token_id: int) -> FinishReason | None:

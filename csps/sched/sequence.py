@@ -23,9 +23,9 @@ class Sequence:
 
     The caller sets the first five fields; the scheduler owns the others. `max_new_tokens`
     starts as sampling.max_tokens and is lowered to the context length by the scheduler.
-    `num_computed`: tokens whose KV is in the pages. `overtake_tokens`: prompt tokens of
-    later arrivals that may still start before this sequence while it waits for KV.
-    `stages`: prefill steps not yet planned, where they were fixed in advance.
+    `arrival`: the scheduler's virtual time then, no two alike. `num_computed`: tokens whose
+    KV is in the pages. `stages`: prefill steps not yet planned, where they were fixed in
+    advance.
     """
 
     seq_id: int
@@ -40,7 +40,6 @@ class Sequence:
     status: SequenceStatus = SequenceStatus.WAITING
     in_flight: bool = False
     aborted: bool = False
-    overtake_tokens: int = 0
     stages: Stages = ()
     stop_ids: frozenset[int] = frozenset()
 

@@ -80,6 +80,8 @@ class SimulatedRanks:
 class SchedulerMachine(RuleBasedStateMachine):
     """Random arrivals, steps and aborts; at the end everything accepted must end."""
 
+    rounds_per_token = 4
+
     def draw_scheduler(self, data: st.DataObject) -> Scheduler:
         raise NotImplementedError
 
@@ -223,7 +225,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         # The oldest is never passed over for long: per sequence, its own tokens and a
         # recompute of what was preempted for it bound the steps.
-        bound = 10 + 4 * sum(
+        bound = 10 + self.rounds_per_token * sum(
             seq.num_tokens + (seq.max_new_tokens or 0) for seq in self.live.values()
         )
         rounds = 0
