@@ -65,7 +65,7 @@ class ModelConfig:
     @property
     def group_size(self) -> int:
         """Query heads per KV head (G)."""
-        return self.num_heads // self.num_kv_heads
+        return self.num_heads // max(self.num_kv_heads, 1)  # a rank's part may have no heads
 
     @property
     def softmax_scale(self) -> float:

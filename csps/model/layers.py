@@ -43,8 +43,16 @@ class Linear(nn.Module):
     190 us direct, 239 upcast; 2 rows 362 and 303; 1024 rows 183 ms and 20).
     """
 
-    def __init__(
-        self,
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, *, upcast: bool) -> None:
+        """Takes the storage of `weight_OI` and `bias_O`, which may be views."""
+        super().__init__()
+        self.weight = nn.Parameter(weight_OI, requires_grad=False)
+        self.bias = None if bias_O is None else nn.Parameter(bias_O, requires_grad=False)
+        self.upcast = upcast
+
+    @classmethod
+    def empty(
+        cls,
         num_inputs: int,
         num_outputs: int,
         *,
@@ -52,11 +60,20 @@ class Linear(nn.Module):
         dtype: torch.dtype,
         device: torch.device | str,
         upcast: bool,
-    ) -> None:
-        super().__init__()
-        self.weight = empty_parameter(num_outputs, num_inputs, dtype=dtype, device=device)
-        self.bias = empty_parameter(num_outputs, dtype=dtype, device=device) if bias else None
-        self.upcast = upcast
+    ) -> "Linear":
+        """To be filled by a loader."""
+        weight = torch.empty(num_outputs, num_inputs, dtype=dtype, device=device)
+        bias_O = torch.empty(num_outputs, dtype=dtype, device=device) if bias else None
+        return cls(weight, bias_O, upcast=upcast)
+
+    def outputs(self, start: int, stop: int) -> "Linear":
+        """Outputs [start, stop), in this layer's storage."""
+        bias_O = None if self.bias is None else self.bias[start:stop]
+        return Linear(self.weight[start:stop], bias_O, upcast=self.upcast)
+
+    def inputs(self, start: int, stop: int) -> "Linear":
+        """Inputs [start, stop), in this layer's storage, with its whole bias."""
+        return Linear(self.weight[:, start:stop], self.bias, upcast=self.upcast)
 
     def forward(self, x_TI: Tensor) -> Tensor:
         return linear(x_TI, self.weight, self.bias, upcast=self.upcast, out_dtype=x_TI.dtype)
@@ -74,7 +91,7 @@ def linear(
     num_rows, num_outputs = x_TI.shape[0], weight_OI.shape[0]
     if num_rows <= 1 or not upcast:
         return F.linear(x_TI, weight_OI, bias_O).to(out_dtype)
-    block = max(_BLOCK_WEIGHTS // weight_OI.shape[1], 1)
+    block = max(_BLOCK_WEIGHTS // max(weight_OI.shape[1], 1), 1)
     if num_rows <= _BLOCK_ROWS and num_outputs <= block:
         return _linear_fp32(x_TI.float(), weight_OI, bias_O).to(out_dtype)
     out_TO = torch.empty(num_rows, num_outputs, dtype=out_dtype, device=x_TI.device)

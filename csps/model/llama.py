@@ -43,7 +43,7 @@ class Attention(nn.Module):
         self.num_kv_heads, self.group_size = config.num_kv_heads, config.group_size
         self.head_dim = config.head_dim
         heads = config.num_kv_heads * (config.group_size + 2)
-        self.qkv = Linear(
+        self.qkv: nn.Module = Linear.empty(
             config.hidden_size,
             heads * config.head_dim,
             bias=config.qkv_bias,
@@ -51,7 +51,7 @@ class Attention(nn.Module):
             device=device,
             upcast=upcast,
         )
-        self.output: nn.Module = Linear(
+        self.output: nn.Module = Linear.empty(
             config.num_heads * config.head_dim,
             config.hidden_size,
             bias=config.output_bias,
@@ -89,7 +89,7 @@ class SwiGLU(nn.Module):
 
         def projection(num_inputs: int, num_outputs: int) -> Linear:
             bias = config.mlp_bias
-            return Linear(
+            return Linear.empty(
                 num_inputs, num_outputs, bias=bias, dtype=dtype, device=device, upcast=upcast
             )
 

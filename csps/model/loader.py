@@ -12,11 +12,12 @@ from torch import Tensor
 
 from csps.checkpoint.locate import Checkpoint
 from csps.core.errors import CheckpointError
+from csps.core.heads import HeadPart
 from csps.core.model_config import ModelConfig
 from csps.model.gguf import GgufSource
 from csps.model.hf import SafetensorsSource
 from csps.model.llama import DecoderLayer, Llama
-from csps.model.shard import intermediate_range, kv_head_range, shard_config
+from csps.model.shard import ModelPart, part_config, whole_model
 from csps.model.source import TensorSource
 
 _ALL = slice(None)
@@ -39,17 +40,16 @@ def load_model(
     dtype: torch.dtype,
     device: torch.device | str,
     max_position: int,
-    tp_rank: int = 0,
-    tp_size: int = 1,
+    part: ModelPart | None = None,
 ) -> Llama:
     """The model of `checkpoint`, whose whole configuration is `config`, as `dtype` on `device`.
 
-    With tp_size > 1: this rank's part (csps.model.shard), of which only the needed slices are
-    read. CheckpointError names a tensor that is missing, left over or of the wrong shape;
-    ConfigError if the model cannot be split that far.
+    With `part` (csps.model.shard) that part alone, of which only the needed slices are read.
+    CheckpointError names a tensor that is missing, left over or of the wrong shape.
     """
+    part = part or whole_model(config)
     model = Llama(
-        shard_config(config, tp_rank, tp_size),
+        part_config(config, part),
         dtype=dtype,
         device=device,
         max_position=max_position,
@@ -59,9 +59,11 @@ def load_model(
         source = GgufSource(checkpoint.path, config)
     else:
         source = SafetensorsSource(checkpoint.path)
-    pieces = list(_pieces(model, config, tp_rank, tp_size))
+    pieces = list(_pieces(model, config, part))
     _check_names(checkpoint, source, config, pieces)
     for piece in pieces:
+        if not piece.target.numel():
+            continue  # a part without heads
         file_name = source.file_name(piece.name)
         values = source.read(file_name, piece.rows, piece.columns)
         piece.target.copy_(values.reshape(piece.target.shape))
@@ -95,17 +97,16 @@ def _check_names(
         )
 
 
-def _pieces(model: Llama, config: ModelConfig, tp_rank: int, tp_size: int) -> Iterator[_Piece]:
+def _pieces(model: Llama, config: ModelConfig, part: ModelPart) -> Iterator[_Piece]:
     vocab_size, hidden_size = config.vocab_size, config.hidden_size
     yield _Piece("model.embed_tokens.weight", (vocab_size, hidden_size), model.embedding)
     yield _Piece("model.norm.weight", (hidden_size,), model.norm.weight)
     if not config.tie_embeddings:
         yield _Piece("lm_head.weight", (vocab_size, hidden_size), model.head)
-    heads = kv_head_range(config, tp_rank, tp_size)
-    columns = slice(*intermediate_range(config, tp_rank, tp_size))
+    columns = slice(*part.columns)
     for index, layer in enumerate(model.layers):
         prefix = f"model.layers.{index}"
-        yield from _attention_pieces(f"{prefix}.self_attn", layer, config, heads)
+        yield from _attention_pieces(f"{prefix}.self_attn", layer, config, part.heads)
         yield from _mlp_pieces(f"{prefix}.mlp", layer, config, columns)
         norm = layer.attention_norm.weight
         yield _Piece(f"{prefix}.input_layernorm.weight", (hidden_size,), norm)
@@ -114,25 +115,25 @@ def _pieces(model: Llama, config: ModelConfig, tp_rank: int, tp_size: int) -> It
 
 
 def _attention_pieces(
-    prefix: str, layer: DecoderLayer, config: ModelConfig, heads: tuple[int, int]
+    prefix: str, layer: DecoderLayer, config: ModelConfig, heads: HeadPart
 ) -> Iterator[_Piece]:
-    """The fused qkv rows of KV heads [first, stop), and what surrounds them."""
+    """The fused qkv rows of these heads, and what surrounds them."""
     attention = layer.attention
-    first, stop = heads
-    group, head_dim = config.group_size, config.head_dim
-    queries = slice(first * group * head_dim, stop * group * head_dim)
-    keys = slice(first * head_dim, stop * head_dim)
+    group, head_dim = heads.group_size, config.head_dim
+    first = heads.first * config.group_size + heads.group_first
+    queries = slice(first * head_dim, (first + heads.num_heads) * head_dim)
+    keys = slice(heads.first * head_dim, heads.stop * head_dim)
     parts = (
         ("q_proj", config.num_heads, slice(0, group), queries),
         ("k_proj", config.num_kv_heads, slice(group, group + 1), keys),
         ("v_proj", config.num_kv_heads, slice(group + 1, group + 2), keys),
     )
-    weight = attention.qkv.weight.view(stop - first, group + 2, head_dim, config.hidden_size)
+    weight = attention.qkv.weight.view(heads.num_kv_heads, group + 2, head_dim, config.hidden_size)
     for name, num_heads, within_group, rows in parts:
         shape = (num_heads * head_dim, config.hidden_size)
         yield _Piece(f"{prefix}.{name}.weight", shape, weight[:, within_group], rows)
         if attention.qkv.bias is not None:
-            bias = attention.qkv.bias.view(stop - first, group + 2, head_dim)
+            bias = attention.qkv.bias.view(heads.num_kv_heads, group + 2, head_dim)
             yield _Piece(f"{prefix}.{name}.bias", shape[:1], bias[:, within_group], rows)
     shape = (config.hidden_size, config.num_heads * head_dim)
     output = attention.output

@@ -1,53 +1,132 @@
 """Tensor parallelism, applied to a model from outside (Megatron-LM, arXiv 1909.08053, 3).
 
-Rank r of tp keeps a range of KV heads with the query heads that use them, and a range of the
-intermediate dimension: qkv, gate and up lose rows (outputs), output and down lose columns
-(inputs), and the sum over the ranks restores what those two give. Embedding, head and norms
-are on every rank.
+A rank keeps a part of the heads and a range of the intermediate dimension: qkv, gate and up
+lose rows (outputs), output and down lose columns (inputs), and the sum over the ranks restores
+what those two give. Norms and embedding are on every rank; the head gives each rank the logits
+of a range of the vocabulary.
 """
 
 import copy
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from csps.core.errors import ConfigError
+from csps.core.heads import HeadPart, all_heads
 from csps.core.model_config import ModelConfig
 from csps.model.layers import Linear, linear
-from csps.model.llama import Llama
+from csps.model.llama import Attention, Llama, SwiGLU
 
 
-def kv_head_range(config: ModelConfig, tp_rank: int, tp_size: int) -> tuple[int, int]:
-    """KV heads [first, stop) of this rank; ranges differ by at most one head."""
-    return _part(config.num_kv_heads, tp_rank, tp_size)
+class ModelPart(NamedTuple):
+    """What one rank has of the linear layers: heads, and columns of the intermediate dimension."""
+
+    heads: HeadPart
+    columns: tuple[int, int]
+
+    def split(self, num_parts: int) -> list["ModelPart"]:
+        """Cut into parts of nearly equal size, in order; some may have no heads."""
+        first, stop = self.columns
+        bounds = [first + part * (stop - first) // num_parts for part in range(num_parts + 1)]
+        heads = self.heads.split(num_parts)
+        return [
+            ModelPart(heads[part], (bounds[part], bounds[part + 1])) for part in range(num_parts)
+        ]
 
 
-def intermediate_range(config: ModelConfig, tp_rank: int, tp_size: int) -> tuple[int, int]:
-    """Columns [first, stop) of the intermediate dimension of this rank."""
-    return _part(config.intermediate_size, tp_rank, tp_size)
+def whole_model(config: ModelConfig) -> ModelPart:
+    """All of it."""
+    return ModelPart(
+        all_heads(config.num_heads, config.num_kv_heads), (0, config.intermediate_size)
+    )
 
 
-def _part(size: int, rank: int, num_ranks: int) -> tuple[int, int]:
-    return rank * size // num_ranks, (rank + 1) * size // num_ranks
-
-
-def shard_config(config: ModelConfig, tp_rank: int, tp_size: int) -> ModelConfig:
-    """The configuration of one rank's part. ConfigError if there are fewer KV heads than ranks."""
-    if tp_size > config.num_kv_heads:
-        raise ConfigError(
-            f"--tp {tp_size}: the model has {config.num_kv_heads} KV heads, "
-            f"so --tp can be at most {config.num_kv_heads}"
-        )
-    assert 0 <= tp_rank < tp_size, (tp_rank, tp_size)
-    first, stop = kv_head_range(config, tp_rank, tp_size)
-    first_column, stop_column = intermediate_range(config, tp_rank, tp_size)
+def part_config(config: ModelConfig, part: ModelPart) -> ModelConfig:
+    """The configuration of one part of the model that `config` describes."""
     return dataclasses.replace(
         config,
-        num_heads=(stop - first) * config.group_size,
-        num_kv_heads=stop - first,
-        intermediate_size=stop_column - first_column,
+        num_heads=part.heads.num_heads,
+        num_kv_heads=part.heads.num_kv_heads,
+        intermediate_size=part.columns[1] - part.columns[0],
     )
+
+
+def vocabulary_range(vocab_size: int, rank: int, size: int) -> tuple[int, int]:
+    """Tokens [first, stop) whose logits a rank computes: equally many but on the last ranks."""
+    width = -(-vocab_size // size)
+    return min(rank * width, vocab_size), min((rank + 1) * width, vocab_size)
+
+
+def tensor_parallel(
+    model: Llama,
+    resident: ModelPart,
+    part: ModelPart,
+    *,
+    rank: int,
+    size: int,
+    reduce: Callable[[Tensor], Tensor],
+) -> Llama:
+    """A model that runs `part` of `model`'s weights together with the other ranks.
+
+    `model` holds the weights of `resident`, which `part` lies in, and stays as it is: the new
+    module tree has views of its storage, so that there can be one per lane and layout. `reduce`
+    sums a contiguous [T, E] over the ranks, in place or not, and returns the sum; it is called
+    twice per layer, in the same order on every rank. `logits` gives the vocabulary_range of
+    `rank` of `size`.
+    """
+    shared: dict[int, object] = {id(tensor): tensor for tensor in model.parameters()}
+    shared.update((id(tensor), tensor) for tensor in model.buffers())
+    # deepcopy takes what the memo holds instead of copying it.
+    view = copy.deepcopy(model, shared)
+    view.config = part_config(model.config, part)
+    for layer in view.layers:
+        _view_attention(layer.attention, resident.heads, part.heads, reduce)
+        _view_mlp(layer.mlp, resident.columns[0], part.columns, reduce)
+    rows = slice(*vocabulary_range(model.config.vocab_size, rank, size))
+    view.head = nn.Parameter(model.head[rows], requires_grad=False)
+    return view
+
+
+def _view_attention(
+    attention: Attention, resident: HeadPart, part: HeadPart, reduce: Callable[[Tensor], Tensor]
+) -> None:
+    """Rows of qkv are KV-head-major: a head's queries, its key, its value (see Attention)."""
+    dim, group = attention.head_dim, resident.group_size
+    first = (part.first - resident.first) * (group + 2)
+    stop = first + part.num_kv_heads * (group + 2)
+    if part.num_kv_heads and part.group_stop < resident.group_stop:
+        # Its queries are not the last of the group, so key and value do not follow them.
+        queries = first + part.group_first - resident.group_first
+        ranges = [(queries, queries + part.group_size), (stop - 2, stop)]
+    else:
+        ranges = [(first + part.group_first - resident.group_first, stop)]
+    parts = [attention.qkv.outputs(start * dim, end * dim) for start, end in ranges]
+    attention.qkv = parts[0] if len(parts) == 1 else _SideBySide(parts)
+    queries = (part.first - resident.first) * group + part.group_first - resident.group_first
+    output = attention.output.inputs(queries * dim, (queries + part.num_heads) * dim)
+    attention.output = _SummedLinear(output, reduce)
+    attention.num_kv_heads, attention.group_size = part.num_kv_heads, part.group_size
+
+
+def _view_mlp(
+    mlp: SwiGLU, first: int, columns: tuple[int, int], reduce: Callable[[Tensor], Tensor]
+) -> None:
+    start, stop = columns[0] - first, columns[1] - first
+    mlp.gate, mlp.up = mlp.gate.outputs(start, stop), mlp.up.outputs(start, stop)
+    mlp.down = _SummedLinear(mlp.down.inputs(start, stop), reduce)
+
+
+class _SideBySide(nn.Module):
+    """Outputs of several linear layers of one input, in one tensor."""
+
+    def __init__(self, parts: list[Linear]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, x_TI: Tensor) -> Tensor:
+        return torch.cat([part(x_TI) for part in self.parts], dim=1)
 
 
 class _SummedLinear(nn.Module):
@@ -64,21 +143,3 @@ class _SummedLinear(nn.Module):
         y = self._reduce(y)
         # After the sum, or it would be added once per rank.
         return y if part.bias is None else y.add_(part.bias)
-
-
-def tensor_parallel(model: Llama, reduce: Callable[[Tensor], Tensor]) -> Llama:
-    """A model that runs `model`'s part of the weights together with the other ranks.
-
-    `model` is a rank's part as csps.model.loader gives it, and stays as it is: the new module
-    tree shares its storage, so that one can be made per lane, each with its own `reduce`.
-    `reduce` sums a contiguous [T, E] over the ranks, in place or not, and returns the sum; it
-    is called twice per layer, in the same order on every rank.
-    """
-    shared: dict[int, object] = {id(tensor): tensor for tensor in model.parameters()}
-    shared.update((id(tensor), tensor) for tensor in model.buffers())
-    # deepcopy takes what the memo holds instead of copying it.
-    lane = copy.deepcopy(model, shared)
-    for layer in lane.layers:
-        layer.attention.output = _SummedLinear(layer.attention.output, reduce)
-        layer.mlp.down = _SummedLinear(layer.mlp.down, reduce)
-    return lane
