@@ -14,11 +14,9 @@ from torch import Tensor
 from csps.attention.backends import Partial
 from csps.attention.kv import KVStore
 from csps.attention.merge import merge_into, pack, packed_row_bytes, unpack
+from csps.attention.runs import attend_runs
 from csps.attention.shards import DecodeBatch, Run
 from csps.parallel.collectives import SequenceComm
-
-# Up to this many runs a shard is read in place and merged; beyond, one gather is cheaper.
-MAX_RUNS_IN_PLACE = 4
 
 
 class QueryShip:
@@ -80,17 +78,7 @@ class QueryShip:
         lse_NH = torch.empty(q_NHD.shape[:2], dtype=torch.float32, device=q_NHD.device)
         for row, runs in enumerate(shards):
             one = slice(row, row + 1)
-            o_NHD[one], lse_NH[one] = self._attend_shard(layer, q_NHD[one], runs)
+            o_NHD[one], lse_NH[one] = attend_runs(
+                self._partial, self._store, layer, q_NHD[one], runs
+            )
         return o_NHD, lse_NH
-
-    def _attend_shard(
-        self, layer: int, q_1HD: Tensor, runs: tuple[Run, ...]
-    ) -> tuple[Tensor, Tensor]:
-        if len(runs) == 1 or len(runs) > MAX_RUNS_IN_PLACE:
-            return self._partial(q_1HD, *self._store.gather(layer, runs), causal=False)
-        o_1HD, lse_1H = self._partial(q_1HD, *self._store.view(layer, runs[0]), causal=False)
-        acc_1HD = o_1HD.float()
-        for run in runs[1:]:
-            part = self._partial(q_1HD, *self._store.view(layer, run), causal=False)
-            merge_into(acc_1HD, lse_1H, *part)
-        return acc_1HD, lse_1H

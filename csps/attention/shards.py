@@ -101,3 +101,23 @@ class DecodeBatch:
     slots_T: Tensor
     shipped: dict[int, Tensor]
     answered: dict[int, tuple[tuple[Run, ...], ...]]
+
+
+class HeadsSequence(NamedTuple):
+    """One sequence of a step whose KV is sharded by head: all its blocks are here.
+
+    Its new tokens are rows [row, row + num_tokens) of the batch. `runs`: keys before them, none
+    at the start of a sequence; those of a single new token include its own.
+    """
+
+    row: int
+    num_tokens: int
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadsBatch:
+    """`slots_T`: int64 pool slot of each row's K and V."""
+
+    sequences: tuple[HeadsSequence, ...]
+    slots_T: Tensor

@@ -105,7 +105,7 @@ class Auditor:
             BlockSparseCpu(upcast=upcast, num_threads=num_threads),
             DiagonalCpu(upcast=upcast),
         )
-        groups = dict.fromkeys(Lane, LaneGroups(None, None))
+        groups = dict.fromkeys(Lane, LaneGroups(None, None, None))
         mesh = Mesh(sp=1, tp=1, s=0, t=0, device=CPU, lanes=groups)
         self._comm = SequenceComm(mesh, Lane.PREFILL, CommClock())
         self._block_size, self._dtype = block_size, dtype

@@ -27,13 +27,13 @@ class EngineLoop:
 
     def __init__(self, scheduler: DisaggScheduler, fleet: Fleet) -> None:
         self.scheduler = scheduler
-        self.counters = {lane: LaneCounters() for lane in Lane}
+        self.counters = {lane: LaneCounters() for lane in scheduler.lanes}
         self.sparse = SparseSummary()  # of all requests, with `num_sparse` of them
         self.num_sparse = 0
         self._fleet = fleet
         self._by_id: dict[str, LiveRequest] = {}
         self._by_seq: dict[int, LiveRequest] = {}
-        self._wake = {lane: asyncio.Event() for lane in Lane}
+        self._wake = {lane: asyncio.Event() for lane in scheduler.lanes}
         self._failure: CspsError | None = None
 
     @property
@@ -81,8 +81,10 @@ class EngineLoop:
         return request_id in self._by_id
 
     async def run(self) -> None:
-        """Run both lanes until cancelled, or until a rank is lost (UnavailableError)."""
-        lanes = [asyncio.create_task(self._run_lane(lane), name=lane) for lane in Lane]
+        """Run the lanes until cancelled, or until a rank is lost (UnavailableError)."""
+        lanes = [
+            asyncio.create_task(self._run_lane(lane), name=lane) for lane in self.scheduler.lanes
+        ]
         lost = asyncio.ensure_future(asyncio.shield(self._fleet.lost))
         ends: set[asyncio.Future[Any]] = {*lanes, lost}
         try:
@@ -135,7 +137,7 @@ class EngineLoop:
                 live.first_scheduled = now
 
     def _note_prefilled(self, plan: StepPlan) -> None:
-        if plan.lane is not Lane.PREFILL:
+        if plan.lane is Lane.DECODE:
             return
         for work in plan.work:
             live = self._by_seq.get(work.seq_id)
@@ -177,7 +179,7 @@ class EngineLoop:
             wake.set()
 
     def _check_when_idle(self) -> None:
-        if not any(self.scheduler.has_work(lane) for lane in Lane):
+        if not any(self.scheduler.has_work(lane) for lane in self.scheduler.lanes):
             self.scheduler.check_integrity()
 
     def fail(self, error: CspsError) -> None:

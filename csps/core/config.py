@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from csps.core.attention import DENSE, AttentionParams, CsaConfig
+from csps.core.strategy import Placement, Strategy
 
 
 class DType(StrEnum):
@@ -28,6 +29,7 @@ class WorkerSetup:
     kv_memory_bytes: int = 0
     max_model_len: int = 0
     tp: int = 1
+    placement: Placement = Placement.TOKENS
     threads_per_rank: int = 0
     collective_timeout_s: float = 300.0
     rope_scaling: str = ""
@@ -38,16 +40,21 @@ class WorkerSetup:
 class ServerConfig:
     """One coordinator. Token counts are of the whole server, not of a rank.
 
-    `num_ranks` = sp * tp. `long_tokens`: prompts at least this long are split over the
-    ranks. `stage_tokens`: new tokens of one prefill step. `step_timeout_s`: a step that
-    some rank has not finished by then means that the rank is lost. `attention`: of requests
-    that do not choose; prompts shorter than `csa_min_tokens` are always dense.
+    `num_ranks` = sp * tp. `strategy` decided `setup.placement`. `long_tokens`: prompts at least
+    this long are split over the ranks. `stage_tokens`: new tokens of one prefill step;
+    `token_budget`: of one mixed step. `shift_threshold`: steps of more tokens have layout SP, 0
+    meaning that a cost model decides. `step_timeout_s`: a step that some rank has not finished by
+    then means that the rank is lost. `attention`: of requests that do not choose; prompts shorter
+    than `csa_min_tokens` are always dense.
     """
 
     setup: WorkerSetup
+    strategy: Strategy = Strategy.CSPS
     num_ranks: int = 1
     long_tokens: int = 512
     stage_tokens: int = 4096
+    token_budget: int = 512
+    shift_threshold: int = 0
     attention: AttentionParams = DENSE
     csa_min_tokens: int = 2048
     max_running: int = 64
@@ -64,3 +71,12 @@ class ServerConfig:
     def sp(self) -> int:
         """Ranks along the sequence axis."""
         return self.num_ranks // self.setup.tp
+
+    @property
+    def kv_shards(self) -> int:
+        """Parts that a sequence's blocks are spread over: with HEADS, every rank has them all."""
+        return self.sp if self.setup.placement is Placement.TOKENS else 1
+
+    def kv_shard(self, rank: int) -> int:
+        """Which of the `kv_shards` a rank holds (a part of)."""
+        return rank // self.setup.tp % self.kv_shards

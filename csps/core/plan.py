@@ -15,10 +15,18 @@ from csps.core.shards import Extent, Slice
 
 
 class Lane(StrEnum):
-    """Steps of one lane run in order; the two lanes run side by side."""
+    """Steps of one lane run in order; lanes of one server run side by side."""
 
-    PREFILL = "prefill"
-    DECODE = "decode"
+    PREFILL = "prefill"  # prompts
+    DECODE = "decode"  # one token of each running sequence
+    MIXED = "mixed"  # both in one step
+
+
+class Layout(StrEnum):
+    """How the linear layers of one step are split over the sp x tp ranks."""
+
+    SP = "sp"  # tokens over sp, weights over tp
+    TP = "tp"  # every rank has all tokens, weights over all sp * tp
 
 
 class Targets(NamedTuple):
@@ -66,6 +74,7 @@ class StepPlan:
     lane: Lane
     step_id: int
     work: tuple[Work, ...]
+    layout: Layout = Layout.SP
 
     @property
     def num_tokens(self) -> int:

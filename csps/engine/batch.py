@@ -1,6 +1,6 @@
 """A StepPlan as one rank's tensors: tokens, positions, slots, and who attends to what."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -8,6 +8,8 @@ from torch import Tensor
 
 from csps.attention.shards import (
     DecodeBatch,
+    HeadsBatch,
+    HeadsSequence,
     PrefillBatch,
     PrefillSequence,
     QueryRun,
@@ -37,6 +39,15 @@ class ScoreRun:
     position: int  # of the first token that is scored
     token_ids: tuple[int, ...]
 
+    def part(self, start: int, stop: int) -> list["ScoreRun"]:
+        """What lies in rows [start, stop), which become rows from 0 on; one run or none."""
+        first = max(self.row, start)
+        behind = min(self.row + len(self.token_ids), stop)
+        if first >= behind:
+            return []
+        token_ids = self.token_ids[first - self.row : behind - self.row]
+        return [ScoreRun(self.seq_id, first - start, self.position + first - self.row, token_ids)]
+
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
@@ -50,6 +61,19 @@ class TokenBatch:
     @property
     def num_tokens(self) -> int:
         return self.token_ids_T.shape[0]
+
+    def part(self, start: int, stop: int) -> "TokenBatch":
+        """Rows [start, stop) as a batch of their own."""
+        return TokenBatch(
+            token_ids_T=self.token_ids_T[start:stop],
+            positions_T=self.positions_T[start:stop],
+            samples=tuple(
+                replace(sample, row=sample.row - start)
+                for sample in self.samples
+                if start <= sample.row < stop
+            ),
+            scores=tuple(part for run in self.scores for part in run.part(start, stop)),
+        )
 
 
 def token_batch(plan: StepPlan, rank: int, device: torch.device) -> TokenBatch:
@@ -186,3 +210,15 @@ def decode_batch(
         },
         answered={peer: tuple(runs) for peer, runs in answered.items()},
     )
+
+
+def heads_batch(plan: StepPlan, tables: dict[int, BlockTable], device: torch.device) -> HeadsBatch:
+    """Every sequence of a step whose KV is sharded by head: all its blocks are here."""
+    sequences: list[HeadsSequence] = []
+    slots: list[int] = []
+    for work in plan.work:
+        table = tables[work.seq_id]
+        num_keys = work.stop if work.num_tokens == 1 else work.start
+        sequences.append(HeadsSequence(len(slots), work.num_tokens, table.runs(0, num_keys)))
+        slots += table.slots(work.start, work.stop)
+    return HeadsBatch(tuple(sequences), torch.tensor(slots, dtype=torch.int64, device=device))

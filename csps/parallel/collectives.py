@@ -120,27 +120,52 @@ def _as_bytes(tensor: Tensor) -> Tensor:
 
 
 class TensorComm:
-    """Traffic of one lane between the ranks of the tensor axis (they share tokens)."""
+    """Traffic of one lane between ranks that share tokens and split the weights.
 
-    def __init__(self, mesh: Mesh, lane: Lane, clock: CommClock) -> None:
-        self._group = mesh.lanes[lane].tensor
-        self._size = mesh.tp
+    `group` None: the rank is alone. `rank` and `size` are its place in the group.
+    """
+
+    def __init__(
+        self, group: dist.ProcessGroup | None, rank: int, size: int, clock: CommClock
+    ) -> None:
+        self.rank = rank
+        self.size = size
+        self._group = group
         self._clock = clock
 
     def all_reduce(self, partial: Tensor) -> Tensor:
-        """Sum `partial` over the axis, in place; the caller waits (nothing else to do).
+        """Sum `partial` over the ranks, in place; the caller waits (nothing else to do).
 
-        Bytes are those of a ring all-reduce: 2 (tp - 1) / tp of the tensor.
+        Bytes are those of a ring all-reduce: 2 (size - 1) / size of the tensor.
         """
         if self._group is None or not partial.numel():
             return partial
         begun = time.perf_counter()
         dist.all_reduce(partial, group=self._group)
+        moved = 2 * (self.size - 1) * partial.numel() * partial.element_size() // self.size
+        self._count("hidden", begun, sent=moved, received=moved)
+        return partial
+
+    def gather_columns(self, part_NV: Tensor) -> Tensor | None:
+        """Parts of equal width side by side, in rank order, on rank 0; None on the others."""
+        if self._group is None:
+            return part_NV
+        begun = time.perf_counter()
+        is_root = self.rank == 0
+        parts = [torch.empty_like(part_NV) for _ in range(self.size)] if is_root else None
+        dist.gather(part_NV, parts, group=self._group, group_dst=0)
+        size = part_NV.numel() * part_NV.element_size()
+        self._count(
+            "logits",
+            begun,
+            sent=0 if is_root else size,
+            received=(self.size - 1) * size if is_root else 0,
+        )
+        return None if parts is None else torch.cat(parts, dim=1)
+
+    def _count(self, kind: str, begun: float, *, sent: int, received: int) -> None:
         spent = time.perf_counter() - begun
         self._clock.comm_s += spent
         self._clock.exposed_s += spent
-        size = partial.numel() * partial.element_size()
-        moved = 2 * (self._size - 1) * size // self._size
-        self._clock.bytes_sent["hidden"] += moved
-        self._clock.bytes_received["hidden"] += moved
-        return partial
+        self._clock.bytes_sent[kind] += sent
+        self._clock.bytes_received[kind] += received

@@ -3,9 +3,10 @@
 Rank p = s * tp + t: `s` on the sequence axis (KV by token range), `t` on the tensor axis
 (weights and heads). Ranks of one row share `s` and lie next to each other, so that the
 chattier tensor axis stays inside a machine. Each lane has process groups of its own:
-prefill and decode never queue behind each other.
+lanes never queue behind each other.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -18,10 +19,14 @@ from csps.core.plan import Lane
 
 @dataclass(frozen=True, slots=True)
 class LaneGroups:
-    """Process groups of one lane that this rank belongs to (None where an axis has size 1)."""
+    """Process groups of one lane that this rank belongs to (None where it would be alone).
+
+    `all`: every rank, for steps in the TP layout.
+    """
 
     sequence: dist.ProcessGroup | None
     tensor: dist.ProcessGroup | None
+    all: dist.ProcessGroup | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,21 +40,34 @@ class Mesh:
     device: torch.device
     lanes: dict[Lane, LaneGroups]
 
+    @property
+    def size(self) -> int:
+        """All ranks."""
+        return self.sp * self.tp
+
 
 def build_mesh(
-    *, rank: int, world_size: int, tp: int, device: torch.device, timeout_s: float
+    *,
+    rank: int,
+    world_size: int,
+    tp: int,
+    lanes: Sequence[Lane],
+    device: torch.device,
+    timeout_s: float,
 ) -> Mesh:
     """Make every lane's groups. Collective: all ranks call it, after init_process_group."""
     if world_size % tp:
         raise ConfigError(f"--tp: {tp} does not divide the number of ranks, {world_size}")
     sp = world_size // tp
     s, t = divmod(rank, tp)
-    lanes = {}
-    for lane in Lane:
+    groups = {}
+    for lane in lanes:
         sequence = _groups([[row * tp + col for row in range(sp)] for col in range(tp)], timeout_s)
         tensor = _groups([[row * tp + col for col in range(tp)] for row in range(sp)], timeout_s)
-        lanes[lane] = LaneGroups(sequence[t], tensor[s])
-    return Mesh(sp=sp, tp=tp, s=s, t=t, device=device, lanes=lanes)
+        # Where a row is all there is, its group serves both layouts.
+        everyone = tensor if sp == 1 else _groups([list(range(world_size))], timeout_s)
+        groups[lane] = LaneGroups(sequence[t], tensor[s], everyone[0])
+    return Mesh(sp=sp, tp=tp, s=s, t=t, device=device, lanes=groups)
 
 
 def _groups(members: list[list[int]], timeout_s: float) -> list[dist.ProcessGroup | None]:

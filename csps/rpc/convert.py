@@ -4,6 +4,7 @@ from csps.core.attention import DENSE, CsaConfig, Estimate, Wire
 from csps.core.config import DType, WorkerSetup
 from csps.core.plan import (
     Lane,
+    Layout,
     SampledToken,
     ScoredTokens,
     StepPlan,
@@ -14,6 +15,7 @@ from csps.core.plan import (
 )
 from csps.core.request import SamplingParams
 from csps.core.shards import Extent, Slice
+from csps.core.strategy import Placement
 from csps.rpc.convert_attention import (
     attention_from_proto,
     attention_to_proto,
@@ -22,7 +24,11 @@ from csps.rpc.convert_attention import (
 )
 from csps.v1 import generation_pb2, worker_pb2
 
-_LANE_TO_PROTO = {Lane.PREFILL: worker_pb2.LANE_PREFILL, Lane.DECODE: worker_pb2.LANE_DECODE}
+_LANE_TO_PROTO = {
+    Lane.PREFILL: worker_pb2.LANE_PREFILL,
+    Lane.DECODE: worker_pb2.LANE_DECODE,
+    Lane.MIXED: worker_pb2.LANE_MIXED,
+}
 _LANE_FROM_PROTO = {value: key for key, value in _LANE_TO_PROTO.items()}
 _OPTIONAL_SAMPLING = (
     "max_tokens", "min_tokens", "temperature", "top_p", "top_k", "ignore_eos", "seed", "logprobs",
@@ -56,6 +62,7 @@ def setup_to_proto(setup: WorkerSetup) -> worker_pb2.Setup:
         kv_memory_bytes=setup.kv_memory_bytes,
         max_model_len=setup.max_model_len,
         tp=setup.tp,
+        placement=setup.placement.value,
         threads_per_rank=setup.threads_per_rank,
         collective_timeout_s=setup.collective_timeout_s,
         rope_scaling=setup.rope_scaling,
@@ -79,6 +86,7 @@ def setup_from_proto(message: worker_pb2.Setup) -> WorkerSetup:
         kv_memory_bytes=message.kv_memory_bytes,
         max_model_len=message.max_model_len,
         tp=message.tp,
+        placement=Placement(message.placement),
         threads_per_rank=message.threads_per_rank,
         collective_timeout_s=message.collective_timeout_s,
         rope_scaling=message.rope_scaling,
@@ -100,6 +108,7 @@ def plan_to_proto(plan: StepPlan, rank: int) -> worker_pb2.StepPlan:
         lane=_LANE_TO_PROTO[plan.lane],
         step_id=plan.step_id,
         work=[_work_to_proto(item, rank) for item in plan.work],
+        layout=plan.layout.value,
     )
 
 
@@ -135,6 +144,7 @@ def plan_from_proto(message: worker_pb2.StepPlan) -> StepPlan:
         lane=_LANE_FROM_PROTO[message.lane],
         step_id=message.step_id,
         work=tuple(_work_from_proto(item) for item in message.work),
+        layout=Layout(message.layout),
     )
 
 

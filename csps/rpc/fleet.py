@@ -88,12 +88,12 @@ class Fleet(worker_pb2_grpc.WorkerServicer):
         assert plan.lane not in self._steps, "a lane has one step under way at most"
         step = _Step(plan.step_id, {}, asyncio.get_running_loop().create_future())
         self._steps[plan.lane] = step
-        by_row: dict[int, worker_pb2.WorkerCommand] = {}
+        by_shard: dict[int, worker_pb2.WorkerCommand] = {}
         for rank, commands in self._commands.items():
-            row = rank // self._config.setup.tp
-            if row not in by_row:
-                by_row[row] = worker_pb2.WorkerCommand(plan=convert.plan_to_proto(plan, row))
-            commands.put_nowait(by_row[row])
+            shard = self._config.kv_shard(rank)
+            if shard not in by_shard:
+                by_shard[shard] = worker_pb2.WorkerCommand(plan=convert.plan_to_proto(plan, shard))
+            commands.put_nowait(by_shard[shard])
         try:
             # Not wait_for: before Python 3.12 it returns the result, and swallows a cancellation,
             # when both come at once. The lane would go on, and nobody answer its next step.

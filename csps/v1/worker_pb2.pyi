@@ -13,9 +13,11 @@ class Lane(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     LANE_UNSPECIFIED: _ClassVar[Lane]
     LANE_PREFILL: _ClassVar[Lane]
     LANE_DECODE: _ClassVar[Lane]
+    LANE_MIXED: _ClassVar[Lane]
 LANE_UNSPECIFIED: Lane
 LANE_PREFILL: Lane
 LANE_DECODE: Lane
+LANE_MIXED: Lane
 
 class WorkerReport(_message.Message):
     __slots__ = ("hello", "ready", "result", "failure", "heartbeat")
@@ -58,7 +60,7 @@ class Hello(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., world_size: _Optional[int] = ..., version: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class Setup(_message.Message):
-    __slots__ = ("model", "dtype", "block_size", "kv_memory_bytes", "max_model_len", "tp", "threads_per_rank", "collective_timeout_s", "csa", "rope_scaling")
+    __slots__ = ("model", "dtype", "block_size", "kv_memory_bytes", "max_model_len", "tp", "threads_per_rank", "collective_timeout_s", "csa", "rope_scaling", "placement")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -69,6 +71,7 @@ class Setup(_message.Message):
     COLLECTIVE_TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     CSA_FIELD_NUMBER: _ClassVar[int]
     ROPE_SCALING_FIELD_NUMBER: _ClassVar[int]
+    PLACEMENT_FIELD_NUMBER: _ClassVar[int]
     model: str
     dtype: str
     block_size: int
@@ -79,7 +82,8 @@ class Setup(_message.Message):
     collective_timeout_s: float
     csa: CsaSetup
     rope_scaling: str
-    def __init__(self, model: _Optional[str] = ..., dtype: _Optional[str] = ..., block_size: _Optional[int] = ..., kv_memory_bytes: _Optional[int] = ..., max_model_len: _Optional[int] = ..., tp: _Optional[int] = ..., threads_per_rank: _Optional[int] = ..., collective_timeout_s: _Optional[float] = ..., csa: _Optional[_Union[CsaSetup, _Mapping]] = ..., rope_scaling: _Optional[str] = ...) -> None: ...
+    placement: str
+    def __init__(self, model: _Optional[str] = ..., dtype: _Optional[str] = ..., block_size: _Optional[int] = ..., kv_memory_bytes: _Optional[int] = ..., max_model_len: _Optional[int] = ..., tp: _Optional[int] = ..., threads_per_rank: _Optional[int] = ..., collective_timeout_s: _Optional[float] = ..., csa: _Optional[_Union[CsaSetup, _Mapping]] = ..., rope_scaling: _Optional[str] = ..., placement: _Optional[str] = ...) -> None: ...
 
 class CsaSetup(_message.Message):
     __slots__ = ("min_recall", "max_density", "rows_per_tile", "estimate", "wire", "pipeline", "min_recall_p5")
@@ -128,14 +132,16 @@ class Shutdown(_message.Message):
     def __init__(self) -> None: ...
 
 class StepPlan(_message.Message):
-    __slots__ = ("lane", "step_id", "work")
+    __slots__ = ("lane", "step_id", "work", "layout")
     LANE_FIELD_NUMBER: _ClassVar[int]
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
     WORK_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
     lane: Lane
     step_id: int
     work: _containers.RepeatedCompositeFieldContainer[Work]
-    def __init__(self, lane: _Optional[_Union[Lane, str]] = ..., step_id: _Optional[int] = ..., work: _Optional[_Iterable[_Union[Work, _Mapping]]] = ...) -> None: ...
+    layout: str
+    def __init__(self, lane: _Optional[_Union[Lane, str]] = ..., step_id: _Optional[int] = ..., work: _Optional[_Iterable[_Union[Work, _Mapping]]] = ..., layout: _Optional[str] = ...) -> None: ...
 
 class Work(_message.Message):
     __slots__ = ("seq_id", "start", "slices", "new_extents", "sample", "sampling", "attention", "targets")

@@ -12,18 +12,22 @@ import torch.distributed as dist
 from csps.attention.backends import Kernels, torch_cuda
 from csps.attention.backends.block_sparse_cpu import BlockSparseCpu
 from csps.attention.backends.torch_cpu import DiagonalCpu, TorchCpu
+from csps.attention.transfer import KVShape
 from csps.checkpoint.config import read_config
 from csps.checkpoint.locate import locate
 from csps.core.config import WorkerSetup
 from csps.core.errors import ConfigError
 from csps.core.model_config import ModelConfig
-from csps.core.plan import Lane
+from csps.core.plan import Lane, Layout
+from csps.core.strategy import Placement
 from csps.engine.kv_pool import KVPool
-from csps.engine.runner import LaneEngine, Runner
+from csps.engine.lane import LaneEngine, LayoutEngine
+from csps.engine.placements import HeadsSharded, PlacedAttention, TokensAttention
+from csps.engine.runner import Runner
 from csps.model.layers import upcasts
 from csps.model.llama import Llama
 from csps.model.loader import load_model
-from csps.model.shard import kv_head_range, tensor_parallel
+from csps.model.shard import ModelPart, part_config, tensor_parallel, whole_model
 from csps.parallel.collectives import SequenceComm, TensorComm
 from csps.parallel.mesh import Mesh, build_mesh
 from csps.parallel.overlap import CommClock
@@ -76,6 +80,7 @@ def connect_ranks(setup: WorkerSetup, place: Place, device: torch.device) -> Mes
         rank=place.rank,
         world_size=place.world_size,
         tp=setup.tp,
+        lanes=setup.placement.lanes,
         device=device,
         timeout_s=setup.collective_timeout_s,
     )
@@ -88,39 +93,56 @@ def build_runner(setup: WorkerSetup, place: Place, mesh: Mesh) -> tuple[Runner, 
     config = read_config(checkpoint, setup.rope_scaling)
     dtype = getattr(torch, setup.dtype.value)
     max_model_len = setup.max_model_len or config.max_position
+    resident = whole_model(config).split(mesh.tp)[mesh.t]
     model = load_model(
         checkpoint,
         config,
         dtype=dtype,
         device=mesh.device,
         max_position=max_model_len,
-        tp_rank=mesh.t,
-        tp_size=mesh.tp,
+        part=resident,
     )
     model.eval()
-    num_pages = _num_pages(setup, place, model.config, dtype, max_model_len, mesh)
+    columns = resident.split(mesh.sp)  # parts of the ranks that share this one's weights
+    by_head = setup.placement is Placement.HEADS
+    held = columns[mesh.s] if by_head else resident
+    kv_config = part_config(config, held)
+    num_pages = _num_pages(setup, place, kv_config, dtype, max_model_len, mesh)
     pool = KVPool(
-        num_layers=model.config.num_layers,
+        num_layers=config.num_layers,
         num_pages=num_pages,
         block_size=setup.block_size,
-        num_kv_heads=model.config.num_kv_heads,
-        head_dim=model.config.head_dim,
-        staging_blocks=-(-max_model_len // setup.block_size),
+        num_kv_heads=held.heads.num_kv_heads,
+        head_dim=config.head_dim,
+        # Only a prefill over KV by token range fetches blocks.
+        staging_blocks=0 if by_head else -(-max_model_len // setup.block_size),
         dtype=dtype,
         device=mesh.device,
     )
+    kernels = _kernels(dtype, mesh.device, num_cpu_threads(setup, place))
+    attention: PlacedAttention
+    if by_head:
+        attention = HeadsSharded(
+            pool, kernels, resident.heads, [part.heads for part in columns], mesh.device
+        )
+    else:
+        shape = KVShape(
+            block_size=setup.block_size,
+            group_size=kv_config.group_size,
+            head_dim=config.head_dim,
+            dtype=dtype,
+            wire=setup.csa.wire,
+        )
+        attention = TokensAttention(
+            mesh.s, mesh.sp, pool, kernels, setup.csa, resident.heads, shape, mesh.device
+        )
     runner = Runner(
-        rank=mesh.s,
-        num_ranks=mesh.sp,
-        samples=mesh.t == 0,
-        pool=pool,
-        kernels=_kernels(dtype, mesh.device, num_cpu_threads(setup, place)),
-        csa=setup.csa,
-        first_head=kv_head_range(config, mesh.t, mesh.tp)[0],
+        rank=place.rank,
+        attention=attention,
+        lanes={lane: _lane_engine(model, resident, mesh, lane) for lane in setup.placement.lanes},
         block_size=setup.block_size,
         eos_ids=frozenset(config.eos_token_ids),
         device=mesh.device,
-        lanes={lane: _lane_engine(model, mesh, lane) for lane in Lane},
     )
     logger.info(
         "rank %d: %s in %s, KV for %d tokens, ready after %.1f s",
@@ -144,11 +166,28 @@ def _kernels(dtype: torch.dtype, device: torch.device, num_threads: int) -> Kern
     )
 
 
-def _lane_engine(model: Llama, mesh: Mesh, lane: Lane) -> LaneEngine:
+def _lane_engine(model: Llama, resident: ModelPart, mesh: Mesh, lane: Lane) -> LaneEngine:
     clock = CommClock()
-    if mesh.tp > 1:
-        model = tensor_parallel(model, TensorComm(mesh, lane, clock).all_reduce)
-    return LaneEngine(model=model, comm=SequenceComm(mesh, lane, clock), clock=clock)
+    groups = mesh.lanes[lane]
+    in_row = TensorComm(groups.tensor, mesh.t, mesh.tp, clock)
+    layouts = {Layout.SP: _layout_engine(model, resident, resident, in_row)}
+    if groups.all is groups.tensor:
+        layouts[Layout.TP] = layouts[Layout.SP]
+    else:
+        everywhere = TensorComm(groups.all, mesh.s * mesh.tp + mesh.t, mesh.size, clock)
+        part = resident.split(mesh.sp)[mesh.s]
+        layouts[Layout.TP] = _layout_engine(model, resident, part, everywhere)
+    return LaneEngine(layouts=layouts, sequence=SequenceComm(mesh, lane, clock), clock=clock)
+
+
+def _layout_engine(
+    model: Llama, resident: ModelPart, part: ModelPart, comm: TensorComm
+) -> LayoutEngine:
+    if comm.size > 1:
+        model = tensor_parallel(
+            model, resident, part, rank=comm.rank, size=comm.size, reduce=comm.all_reduce
+        )
+    return LayoutEngine(model, comm)
 
 
 def _num_pages(
@@ -159,7 +198,8 @@ def _num_pages(
     max_model_len: int,
     mesh: Mesh,
 ) -> int:
-    page_bytes = config.kv_bytes_per_token(dtype.itemsize) * setup.block_size
+    # A rank without heads holds nothing; it follows the others.
+    page_bytes = max(config.kv_bytes_per_token(dtype.itemsize), 1) * setup.block_size
     if setup.kv_memory_bytes:
         pages = setup.kv_memory_bytes // page_bytes
     else:

@@ -110,7 +110,7 @@ class Worker:
                 report=self._report,
                 fail=self._fail,
             )
-            for lane in Lane
+            for lane in setup.placement.lanes
         }
         self._reports.put(worker_pb2.WorkerReport(ready=worker_pb2.Ready(num_blocks=num_pages)))
         self._obey(commands, runner, lanes)
@@ -118,7 +118,7 @@ class Worker:
             for lane in lanes.values():
                 lane.close()
             for engine in runner.lanes.values():
-                engine.comm.close()
+                engine.sequence.close()
             dist.destroy_process_group()
 
     def _obey(

@@ -9,16 +9,21 @@ from pathlib import Path
 from queue import Empty
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from csps.core.attention import DENSE, AttentionParams, CsaConfig
 from csps.core.config import DType, WorkerSetup
-from csps.core.plan import Lane, SampledToken, StepPlan, StepResult
+from csps.core.plan import Layout, SampledToken, StepPlan, StepResult
 from csps.core.request import SamplingParams
+from csps.core.strategy import Placement
+from csps.engine.runner import Runner
 from csps.rpc import convert
+from csps.sched.chunked import ChunkedScheduler
 from csps.sched.config import SchedulerConfig
 from csps.sched.disagg import DisaggScheduler
+from csps.sched.scheduler import Scheduler
 from csps.sched.sequence import Sequence
 from csps.worker.build import Place, build_runner, connect_ranks
 
@@ -99,6 +104,9 @@ class Job:
     long_tokens: int = 16
     max_model_len: int = 512
     csa: CsaConfig = field(default_factory=CsaConfig)
+    placement: Placement = Placement.TOKENS
+    token_budget: int = 64
+    layouts: tuple[Layout, ...] = (Layout.SP,)  # of the steps, in turn
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,7 @@ class Outcome:
     plans: tuple[StepPlan, ...]
     max_blocks: tuple[tuple[int, ...], ...]  # by request: most blocks held, by rank
     num_preemptions: int
+    kv: np.ndarray  # this rank's K and V when all was done, pages and all
 
 
 def serve(place: Place, job: Job) -> Outcome:
@@ -118,48 +127,39 @@ def serve(place: Place, job: Job) -> Outcome:
         model=str(job.model),
         dtype=DType.FLOAT32,
         block_size=job.block_size,
-        kv_memory_bytes=1 << 28,
+        kv_memory_bytes=1 << 26,
         max_model_len=job.max_model_len,
         tp=job.tp,
+        placement=job.placement,
         threads_per_rank=1,
         collective_timeout_s=60.0,
         csa=job.csa,
     )
     mesh = connect_ranks(setup, place, torch.device("cpu"))
     runner, _ = build_runner(setup, place, mesh)
-    scheduler = DisaggScheduler(
-        SchedulerConfig(
-            num_ranks=mesh.sp,
-            block_size=job.block_size,
-            pages_per_rank=job.num_pages,
-            stage_tokens=job.stage_tokens,
-            long_tokens=job.long_tokens,
-            max_running=64,
-            max_waiting_tokens=1 << 20,
-            max_model_len=job.max_model_len,
-        )
-    )
+    scheduler = scheduler_of(job, mesh.sp)
     sequences = [
-        Sequence(i, r.prompt, r.sampling, attention=r.attention)
-        for i, r in enumerate(job.requests)
+        Sequence(i, r.prompt, r.sampling, attention=r.attention) for i, r in enumerate(job.requests)
     ]
     waiting = dict(enumerate(job.requests))
     plans: list[StepPlan] = []
     results: list[StepResult] = []
-    most = [[0] * mesh.sp for _ in sequences]
-    while waiting or any(scheduler.has_work(lane) for lane in Lane):
+    most = [[0] * scheduler.config.num_ranks for _ in sequences]
+    shard = mesh.s if job.placement is Placement.TOKENS else 0
+    while waiting or any(scheduler.has_work(lane) for lane in scheduler.lanes):
         for index in [i for i, r in waiting.items() if r.start_step <= len(plans)]:
             del waiting[index]
             scheduler.add(sequences[index])
-        for lane in Lane:
+        for lane in scheduler.lanes:
             plan = scheduler.plan(lane)
             runner.release(scheduler.released())
             if plan is None:
-                if not any(scheduler.has_work(other) for other in Lane) and waiting:
+                if not any(scheduler.has_work(other) for other in scheduler.lanes) and waiting:
                     waiting = {i: replace(r, start_step=0) for i, r in waiting.items()}
                 continue
+            plan = replace(plan, layout=job.layouts[len(plans) % len(job.layouts)])
             plans.append(plan)
-            seen = convert.plan_from_proto(convert.plan_to_proto(plan, mesh.s))
+            seen = convert.plan_from_proto(convert.plan_to_proto(plan, shard))
             results.append(runner.run(seen))
             for work in plan.work:
                 held = scheduler.ledger.blocks_by_rank(work.seq_id)
@@ -180,7 +180,31 @@ def serve(place: Place, job: Job) -> Outcome:
         plans=tuple(plans),
         max_blocks=tuple(map(tuple, most)),
         num_preemptions=scheduler.num_preemptions,
+        kv=_kv(runner, job.num_pages * job.block_size),
     )
+
+
+def scheduler_of(job: Job, sp: int) -> Scheduler:
+    """The real scheduler of the job's placement."""
+    by_head = job.placement is Placement.HEADS
+    config = SchedulerConfig(
+        num_ranks=1 if by_head else sp,
+        block_size=job.block_size,
+        pages_per_rank=job.num_pages,
+        stage_tokens=job.stage_tokens,
+        long_tokens=job.long_tokens,
+        token_budget=job.token_budget,
+        max_running=64,
+        max_waiting_tokens=1 << 20,
+        max_model_len=job.max_model_len,
+    )
+    return ChunkedScheduler(config) if by_head else DisaggScheduler(config)
+
+
+def _kv(runner: Runner, num_tokens: int) -> np.ndarray:
+    """[2, layers, KV heads, tokens, head dim] of the pages that the ledger knows."""
+    pool = runner.attention.pool
+    return torch.stack((pool._keys, pool._values))[:, :, :, :num_tokens].numpy()
 
 
 def _exchange(sampled: tuple[SampledToken, ...]) -> dict[int, SampledToken]:
@@ -189,7 +213,7 @@ def _exchange(sampled: tuple[SampledToken, ...]) -> dict[int, SampledToken]:
     return {token.seq_id: token for tokens in everyone for token in tokens}
 
 
-def _abort(scheduler: DisaggScheduler, job: Job, sequences: list[Sequence]) -> None:
+def _abort(scheduler: Scheduler, job: Job, sequences: list[Sequence]) -> None:
     for seq, request in zip(sequences, job.requests, strict=True):
         if request.abort_after is not None and len(seq.output_ids) >= request.abort_after:
             scheduler.abort(seq.seq_id)

@@ -1,0 +1,27 @@
+"""Attention of a few rows over one shard, read in place where it lies in few runs.
+
+Suffixes: N rows, H query heads, D head dim.
+"""
+
+from torch import Tensor
+
+from csps.attention.backends import Partial
+from csps.attention.kv import KVStore
+from csps.attention.merge import merge_into
+from csps.attention.shards import Run
+
+# Up to this many runs a shard is read in place and merged; beyond, one gather is cheaper.
+MAX_RUNS_IN_PLACE = 4
+
+
+def attend_runs(
+    partial: Partial, store: KVStore, layer: int, q_NHD: Tensor, runs: tuple[Run, ...]
+) -> tuple[Tensor, Tensor]:
+    """(o [N, H, D] in q's dtype or fp32, lse [N, H] fp32) over all keys of `runs`, one at least."""
+    if len(runs) == 1 or len(runs) > MAX_RUNS_IN_PLACE:
+        return partial(q_NHD, *store.gather(layer, runs), causal=False)
+    o_NHD, lse_NH = partial(q_NHD, *store.view(layer, runs[0]), causal=False)
+    acc_NHD = o_NHD.float()
+    for run in runs[1:]:
+        merge_into(acc_NHD, lse_NH, *partial(q_NHD, *store.view(layer, run), causal=False))
+    return acc_NHD, lse_NH

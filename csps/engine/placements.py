@@ -1,0 +1,96 @@
+"""From a plan to a rank's rows and the attention over them, by where KV is placed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+
+from csps.attention.backends import Kernels
+from csps.attention.decode import QueryShip
+from csps.attention.heads import HeadsAttention
+from csps.attention.prefill import PrefillAttention
+from csps.attention.transfer import KVShape
+from csps.attention.ulysses import Ulysses
+from csps.core.attention import CsaConfig
+from csps.core.heads import HeadPart
+from csps.core.plan import Lane, Layout, StepPlan
+from csps.engine.batch import TokenBatch, decode_batch, heads_batch, prefill_batch, token_batch
+from csps.engine.block_table import BlockTable
+from csps.engine.kv_pool import KVPool
+from csps.engine.lane import LaneEngine
+from csps.model.llama import Attend
+
+Tables = Mapping[int, BlockTable]
+
+
+class StepInputs(NamedTuple):
+    """The rows whose linear layers this rank computes, and what they attend with."""
+
+    tokens: TokenBatch
+    attend: Attend
+
+
+class PlacedAttention(Protocol):
+    """How one placement of KV runs a step; collective where a step's sequences span ranks."""
+
+    def inputs(self, plan: StepPlan, tables: Tables, lane: LaneEngine) -> StepInputs:
+        """`tables` has every sequence of the plan."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TokensAttention:
+    """KV by token range over the sequence axis: rank `rank` of `num_ranks` there."""
+
+    rank: int
+    num_ranks: int
+    pool: KVPool
+    kernels: Kernels
+    csa: CsaConfig
+    heads: HeadPart
+    shape: KVShape
+    device: torch.device
+
+    def inputs(self, plan: StepPlan, tables: Tables, lane: LaneEngine) -> StepInputs:
+        tokens = token_batch(plan, self.rank, self.device)
+        if plan.lane is Lane.DECODE:
+            shards = decode_batch(plan, tables, self.rank, self.num_ranks, self.device)
+            ship = QueryShip(shards, self.pool, lane.sequence, self.kernels.partial)
+            return StepInputs(tokens, ship)
+        batch = prefill_batch(plan, tables, self.rank, self.num_ranks, self.device)
+        attention = PrefillAttention(
+            batch,
+            self.pool,
+            lane.sequence,
+            self.kernels,
+            self.csa,
+            self.shape,
+            num_kv_heads=self.heads.num_kv_heads,
+            first_head=self.heads.first,
+        )
+        return StepInputs(tokens, attention)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadsSharded:
+    """KV by head over all ranks. `resident`: heads of this rank's weights, `parts` those that
+    the ranks of its sequence axis keep KV of.
+    """
+
+    pool: KVPool
+    kernels: Kernels
+    resident: HeadPart
+    parts: Sequence[HeadPart]
+    device: torch.device
+
+    def inputs(self, plan: StepPlan, tables: Tables, lane: LaneEngine) -> StepInputs:
+        tokens = token_batch(plan, 0, self.device)
+        batch = heads_batch(plan, tables, self.device)
+        attention = HeadsAttention(batch, self.pool, self.kernels.partial)
+        num_ranks, rank = lane.sequence.size, lane.sequence.rank
+        if plan.layout is Layout.TP or num_ranks == 1:
+            return StepInputs(tokens, attention)
+        bounds = [peer * tokens.num_tokens // num_ranks for peer in range(num_ranks + 1)]
+        ulysses = Ulysses(attention, lane.sequence, self.resident, self.parts, bounds)
+        return StepInputs(tokens.part(bounds[rank], bounds[rank + 1]), ulysses)
