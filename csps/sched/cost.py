@@ -1,0 +1,91 @@
+"""What a step costs: a linear model of its time, fitted to measured steps.
+
+One model per layout. Bytes moved are a fixed number per token in a layout, and collectives a
+fixed number per step, so their costs are in `per_token_s` and `fixed_s`.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from csps.core.plan import StepPlan
+
+Floats = npt.NDArray[np.float64]
+
+# Coordinate descent on a few normalised columns: it has long converged by then.
+_SWEEPS = 2000
+
+
+class StepShape(NamedTuple):
+    """What the time of a step depends on.
+
+    `num_tokens`: new tokens of all ranks. `num_sequences`: sequences that have some.
+    `num_pairs`: (new token, key) pairs of all, which is what prefill computes.
+    `num_keys`: keys that single new tokens meet, which is what decode reads.
+    """
+
+    num_tokens: int
+    num_sequences: int
+    num_pairs: int
+    num_keys: int
+
+
+def shape_of(plan: StepPlan) -> StepShape:
+    """The shape of a planned step."""
+    pairs = keys = 0
+    for work in plan.work:
+        if work.num_tokens == 1:
+            keys += work.stop
+        else:
+            pairs += work.num_tokens * work.start + work.num_tokens * (work.num_tokens + 1) // 2
+    return StepShape(plan.num_tokens, len(plan.work), pairs, keys)
+
+
+class Sample(NamedTuple):
+    """A measured step; `seconds` of its slowest rank."""
+
+    shape: StepShape
+    seconds: float
+
+
+class CostModel(NamedTuple):
+    """Seconds of a step: fixed_s + per_token_s * num_tokens + ..., no term below 0."""
+
+    fixed_s: float
+    per_token_s: float
+    per_sequence_s: float
+    per_pair_s: float
+    per_key_s: float
+
+    def predict(self, shape: StepShape) -> float:
+        """Seconds that a step of this shape takes."""
+        return self.fixed_s + sum(cost * count for cost, count in zip(self[1:], shape, strict=True))
+
+
+def fit(samples: Sequence[Sample]) -> CostModel:
+    """The model with the least sum of squared *relative* errors over `samples` (at least one).
+
+    Coefficients are bounded below by 0 (non-negative least squares), so that a model fitted to
+    few steps does not predict negative times for others.
+    """
+    seconds = np.array([sample.seconds for sample in samples])
+    counts = np.array([(1, *sample.shape) for sample in samples], dtype=np.float64)
+    relative = counts / seconds[:, None]
+    norms = np.linalg.norm(relative, axis=0)
+    norms[norms == 0.0] = 1.0  # a count that no sample has: its coefficient stays 0
+    solution = _non_negative(relative / norms, np.ones(len(samples)))
+    return CostModel(*(solution / norms).tolist())
+
+
+def _non_negative(columns: Floats, target: Floats) -> Floats:
+    """Minimise |columns x - target| over x >= 0, by coordinate descent; columns of norm 1 or 0."""
+    gram, right = columns.T @ columns, columns.T @ target
+    solution = np.zeros(columns.shape[1])
+    for _ in range(_SWEEPS):
+        for i in range(len(solution)):
+            if gram[i, i]:
+                step = (right[i] - gram[i] @ solution) / gram[i, i]
+                solution[i] = max(solution[i] + step, 0.0)
+    return solution
