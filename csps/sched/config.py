@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, fields
 
+from csps.core.plan import Lane
+
 
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
@@ -18,6 +20,8 @@ class SchedulerConfig:
     up for length, in tokens of remaining prefill per prompt token planned meanwhile. Nothing
     that comes after 1 / ageing times a prompt's length overtakes it: with 0.5 twice its
     length, near 0 is shortest first, very large is first come first served.
+    `prefill_ranks` compute prompts, `decode_ranks` hold the blocks that decode fills; all
+    ranks if empty.
 
     Of ChunkedScheduler alone: `token_budget`, new tokens of one step, decoded ones included.
     """
@@ -32,12 +36,27 @@ class SchedulerConfig:
     stage_tokens: int = 4096
     long_tokens: int = 512
     ageing: float = 0.5
+    prefill_ranks: tuple[int, ...] = ()
+    decode_ranks: tuple[int, ...] = ()
     token_budget: int = 512
 
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            assert value > 0, f"{item.name} must be positive, got {value}"
+            if isinstance(value, tuple):
+                known = set(value) & set(range(self.num_ranks))
+                assert sorted(value) == sorted(known), f"{item.name}: {value}"
+            else:
+                assert value > 0, f"{item.name} must be positive, got {value}"
+
+    def ranks(self, lane: Lane) -> tuple[int, ...]:
+        """Ranks on which the lane takes pages."""
+        chosen = {Lane.PREFILL: self.prefill_ranks, Lane.DECODE: self.decode_ranks}
+        return chosen.get(lane) or tuple(range(self.num_ranks))
+
+    def pages(self, lane: Lane) -> int:
+        """Pages of the lane's ranks."""
+        return len(self.ranks(lane)) * self.pages_per_rank
 
     @property
     def total_pages(self) -> int:
@@ -45,13 +64,17 @@ class SchedulerConfig:
 
     @property
     def kv_tokens(self) -> int:
-        """Tokens the KV cache of all ranks holds."""
-        return self.total_pages * self.block_size
+        """Tokens of the longest sequence that fits.
+
+        Output counts as the prompt does: after a preemption the ranks that compute prompts
+        compute both.
+        """
+        return self.pages(Lane.PREFILL) * self.block_size
 
     @property
     def watermark_pages(self) -> int:
-        """Pages that admission leaves free for running sequences to grow into: 1%.
+        """Pages that admission leaves free on decode ranks, for running sequences: 1%.
 
         Source: Sarathi-Serve (OSDI'24), the watermark of its block manager.
         """
-        return -(-self.total_pages // 100)
+        return -(-self.pages(Lane.DECODE) // 100)

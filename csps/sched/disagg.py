@@ -6,6 +6,11 @@ the decode lane, where it is; no KV moves. Decode gives every running sequence o
 step. When a block is needed and no rank has a page, the running sequence that arrived last
 loses its KV and waits again in order of arrival; later its prompt and output are
 prefilled as one. The oldest therefore always gets on, and everything ends.
+
+Ranks may be dedicated. Prompts are computed, and so held, by prefill ranks only; the blocks
+that decode begins are on decode ranks only, and so is their master, the rank that owns the
+block being written. While a prompt's last block fills up its master is the prefill rank that
+has it: a block never moves, and there is at most one of them per sequence.
 """
 
 from functools import partial

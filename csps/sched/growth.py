@@ -3,6 +3,7 @@
 from collections.abc import Sequence as Seq
 from typing import NamedTuple
 
+from csps.core.plan import Lane
 from csps.core.shards import Extent
 from csps.sched.config import SchedulerConfig
 from csps.sched.ledger import Ledger
@@ -11,7 +12,7 @@ from csps.sched.sequence import Sequence
 
 
 class Growth(NamedTuple):
-    """New extents by seq_id, and the sequences whose blocks were freed, last arrival first."""
+    """New extents by seq_id, and the sequences whose blocks were freed."""
 
     new_extents: dict[int, tuple[Extent, ...]]
     preempted: list[Sequence]
@@ -26,23 +27,25 @@ def grow(holding: Seq[Sequence], config: SchedulerConfig, ledger: Ledger) -> Gro
     """Append to the ledger a block for every sequence that needs one, oldest first.
 
     `holding` are the sequences that may lose their KV, sorted by arrival; those in prefill
-    need no block, they have all of their prompt's. While no rank has a page, the last one is
-    preempted: its blocks are freed here, which may end up being the sequence that wanted the
-    page.
+    need no block, they have all of their prompt's. While no decode rank has a page, the last
+    one that holds some there is preempted: its blocks are freed here. That may end up being
+    the sequence that wanted the page.
     """
+    ranks = config.ranks(Lane.DECODE)
     left = list(holding)
     growth = Growth({}, [])
     for seq in holding:
         while ledger.holds(seq.seq_id) and needs_block(seq, ledger):
             rank = choose_growth_rank(
+                ranks,
                 ledger.blocks_by_rank(seq.seq_id),
                 ledger.free_by_rank(),
                 _masters(left, ledger),
                 stay_whole=seq.num_tokens < config.long_tokens,
             )
             if rank is None:
-                # It is `seq` or comes after it, so it was given no block in this plan.
-                victim = left.pop()
+                victim = _victim(seq, left, ranks, ledger)
+                left.remove(victim)
                 ledger.free(victim.seq_id)
                 growth.preempted.append(victim)
             else:
@@ -57,3 +60,17 @@ def _masters(holding: Seq[Sequence], ledger: Ledger) -> list[int]:
         if not needs_block(seq, ledger):
             masters[ledger.last_rank(seq.seq_id)] += 1
     return masters
+
+
+def _victim(
+    seq: Sequence, holding: Seq[Sequence], ranks: tuple[int, ...], ledger: Ledger
+) -> Sequence:
+    """Who yields a page of `ranks` to `seq`: the last one that has any, or `seq` itself.
+
+    It does not come before `seq`, so it was given no block in this plan.
+    """
+    for other in reversed(holding):
+        blocks = ledger.blocks_by_rank(other.seq_id)
+        if other is seq or any(blocks[rank] for rank in ranks):
+            return other
+    raise AssertionError(f"sequence {seq.seq_id} holds no KV")

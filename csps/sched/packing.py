@@ -17,6 +17,7 @@ stage. In this order:
 
 from collections.abc import Iterable
 
+from csps.core.plan import Lane
 from csps.core.shards import Slice, num_blocks, tokens_by_rank
 from csps.sched.config import SchedulerConfig
 from csps.sched.ledger import Ledger
@@ -78,16 +79,33 @@ class StepPacker:
 
     def find_place(self, num_tokens: int) -> Stages | None:
         """Where a waiting sequence goes, None while KV for it is not free."""
-        ledger, config = self._ledger, self._config
-        blocks = num_blocks(num_tokens, config.block_size)
+        config = self._config
+        if is_split(num_tokens, config):
+            stages = split_stages(num_tokens, config)
+            return stages if self._has_kv(all_slices(stages)) else None
+        ranks = [
+            rank
+            for rank in config.ranks(Lane.PREFILL)
+            if self._has_kv((Slice(rank, 0, num_tokens),))
+        ]
+        rank = choose_whole_rank(ranks, self._ledger.free_by_rank(), self._loads)
+        return None if rank is None else ((Slice(rank, 0, num_tokens),),)
+
+    def _has_kv(self, slices: tuple[Slice, ...]) -> bool:
+        """Whether there are pages for `slices`, and besides what decode is to have.
+
+        Nothing need be left when nobody holds KV: it would be waited for in vain.
+        """
+        ledger, decoding = self._ledger, self._config.ranks(Lane.DECODE)
+        if not ledger.can_place(slices):
+            return False
         free = ledger.free_by_rank()
-        if ledger.num_sequences and sum(free) - blocks < config.watermark_pages:
-            return None
-        if not is_split(num_tokens, config):
-            rank = choose_whole_rank(blocks, free, self._loads)
-            return None if rank is None else ((Slice(rank, 0, num_tokens),),)
-        stages = split_stages(num_tokens, config)
-        return stages if ledger.can_place(all_slices(stages)) else None
+        left = sum(free[rank] for rank in decoding) - sum(
+            num_blocks(piece.num_tokens, ledger.block_size)
+            for piece in slices
+            if piece.rank in decoding
+        )
+        return ledger.num_sequences == 0 or left >= self._config.watermark_pages
 
     def start(self, num_tokens: int, stages: Stages) -> None:
         """Take the first stage of a sequence that `find_place` placed."""

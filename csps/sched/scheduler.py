@@ -88,7 +88,8 @@ class Scheduler(ABC):
                 f"{config.max_waiting_tokens}",
                 config.retry_after_s,
             )
-        room = config.max_model_len - num_tokens
+        # The last token drawn needs no KV.
+        room = min(config.max_model_len, config.kv_tokens + 1) - num_tokens
         seq.max_new_tokens = min(seq.max_new_tokens or room, room)
         seq.arrival = self._clock
         self._clock += 1
@@ -237,9 +238,10 @@ class Scheduler(ABC):
         return finish
 
     def _end_if_stuck(self, seq: Sequence) -> FinishReason | None:
-        """LENGTH for a sequence that has all of KV and needs more: waiting would not help."""
-        alone = self.ledger.num_sequences == 1
-        if not alone or any(self.ledger.free_by_rank()) or not needs_block(seq, self.ledger):
+        """LENGTH for one that alone fills the decode ranks and needs more: nobody will yield."""
+        free = self.ledger.free_by_rank()
+        has_page = any(free[rank] for rank in self.config.ranks(Lane.DECODE))
+        if has_page or self.ledger.num_sequences > 1 or not needs_block(seq, self.ledger):
             return None
         self._end(seq)
         return FinishReason.LENGTH

@@ -176,7 +176,6 @@ class SchedulerMachine(RuleBasedStateMachine):
         plan = self.in_flight.pop(lane)
         sampled = self.ranks.finish(plan)
         events = self.scheduler.complete(plan, sampled)
-        self.ranks.release(self.scheduler.released())
         assert [event.seq.seq_id for event in events] == [
             item.seq_id for item in plan.work if item.sample and item.seq_id in self.live
         ]
@@ -188,6 +187,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             if finish is not None:
                 self.check_finish(seq, finish)
                 del self.live[seq.seq_id]
+        self.ranks.release(self.scheduler.released())
 
     def check_finish(self, seq: Sequence, finish: FinishReason) -> None:
         outputs = self.outputs[seq.seq_id]
@@ -197,10 +197,13 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert len(outputs) >= seq.sampling.min_tokens
             return
         assert finish is FinishReason.LENGTH
+        held = [rank for rank, _ in self.ranks.pages[seq.seq_id]]
+        growing = self.config.ranks(Lane.DECODE)
         assert (
             len(outputs) == seq.sampling.max_tokens
             or seq.num_tokens == self.config.max_model_len
             or seq.num_tokens == self.config.kv_tokens + 1
+            or all(held.count(rank) == self.config.pages_per_rank for rank in growing)
         )
 
     @invariant()

@@ -3,6 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from csps.core.plan import Lane, StepPlan
 from csps.core.request import SamplingParams
 from csps.core.shards import num_blocks
 from csps.sched.config import SchedulerConfig
@@ -13,9 +14,12 @@ from tests.unit.scheduler_machine import SchedulerMachine, SimulatedRanks, token
 
 class DisaggMachine(SchedulerMachine):
     def draw_scheduler(self, data: st.DataObject) -> DisaggScheduler:
+        num_ranks = data.draw(st.integers(1, 4))
+        some_ranks = st.lists(st.integers(0, num_ranks - 1), unique=True).map(tuple)
+        self.prompt_blocks: dict[int, int] = {}
         return DisaggScheduler(
             SchedulerConfig(
-                num_ranks=data.draw(st.integers(1, 4)),
+                num_ranks=num_ranks,
                 block_size=data.draw(st.integers(1, 4)),
                 pages_per_rank=data.draw(st.integers(2, 8)),
                 stage_tokens=data.draw(st.integers(1, 24)),
@@ -23,8 +27,28 @@ class DisaggMachine(SchedulerMachine):
                 max_running=data.draw(st.integers(1, 6)),
                 max_waiting_tokens=data.draw(st.integers(20, 200)),
                 max_model_len=data.draw(st.integers(8, 80)),
+                ageing=data.draw(st.sampled_from([0.01, 0.5, 2.0])),
+                prefill_ranks=data.draw(some_ranks),
+                decode_ranks=data.draw(some_ranks),
             )
         )
+
+    def start_step(self, lane: Lane) -> None:
+        idle = lane not in self.in_flight
+        super().start_step(lane)
+        if idle and lane in self.in_flight:
+            self.check_ranks(self.in_flight[lane])
+
+    def check_ranks(self, plan: StepPlan) -> None:
+        """Each lane takes pages on its ranks; decode completes a prompt's last block elsewhere."""
+        lane_ranks = set(self.config.ranks(plan.lane))
+        for item in plan.work:
+            assert {extent.rank for extent in item.new_extents} <= lane_ranks
+            blocks = num_blocks(item.stop, self.config.block_size)
+            if plan.lane is Lane.PREFILL:
+                self.prompt_blocks[item.seq_id] = blocks
+            if blocks > self.prompt_blocks[item.seq_id] or plan.lane is Lane.PREFILL:
+                assert {piece.rank for piece in item.slices} <= lane_ranks
 
 
 TestDisaggMachine = DisaggMachine.TestCase

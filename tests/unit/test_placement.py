@@ -1,40 +1,83 @@
 """sched/placement.py and sched/sequence.py: the choices and counters by themselves."""
 
+from dataclasses import replace
+
 import pytest
 
+from csps.core.plan import Lane
 from csps.core.request import FinishReason, SamplingParams
-from csps.sched.placement import choose_growth_rank, choose_whole_rank
+from csps.core.shards import Slice
+from csps.sched.placement import choose_growth_rank, choose_whole_rank, fits_kv, split_stages
 from csps.sched.sequence import Sequence
+from tests.unit.scheduling import CONFIG
 
 
 @pytest.mark.parametrize(
-    ("blocks", "free", "masters", "stay_whole", "want"),
+    ("ranks", "blocks", "free", "masters", "stay_whole", "want"),
     [
-        ((3, 0), (1, 9), (9, 0), True, 0),
-        ((3, 0), (0, 9), (0, 0), True, 1),
-        ((3, 0), (1, 9), (0, 0), False, 1),
-        ((3, 2), (1, 9), (0, 0), True, 1),
-        ((3, 3), (1, 9), (0, 1), False, 0),
-        ((3, 3), (1, 9), (1, 1), False, 1),
-        ((3, 4), (0, 1), (0, 9), False, 1),
-        ((3, 4), (0, 0), (0, 0), False, None),
+        ((0, 1), (3, 0), (1, 9), (9, 0), True, 0),
+        ((0, 1), (3, 0), (0, 9), (0, 0), True, 1),
+        ((0, 1), (3, 0), (1, 9), (0, 0), False, 1),
+        ((0, 1, 2), (3, 2, 0), (1, 9, 9), (0, 0, 0), True, 1),
+        ((0, 1), (3, 3), (1, 9), (0, 1), False, 0),
+        ((0, 1), (3, 3), (1, 9), (1, 1), False, 1),
+        ((0, 1), (3, 4), (0, 1), (0, 9), False, 1),
+        ((0, 1), (3, 4), (0, 0), (0, 0), False, None),
+        ((1, 2), (3, 0, 0), (9, 1, 2), (0, 0, 0), True, 2),
+        ((1, 2), (3, 0, 1), (9, 9, 1), (0, 0, 0), True, 2),
+        ((1,), (3, 0, 0), (9, 0, 9), (0, 0, 0), False, None),
     ],
-    ids=["stay", "no page", "long", "spread", "masters", "most free", "any", "none"],
+    ids=[
+        "stay",
+        "no page",
+        "long",
+        "few holders",
+        "masters",
+        "most free",
+        "any",
+        "none",
+        "leave a prefill rank",
+        "stay on the decode rank",
+        "no page on a decode rank",
+    ],
 )
 def test_growth_rank(
+    ranks: tuple[int, ...],
     blocks: tuple[int, ...],
     free: tuple[int, ...],
     masters: tuple[int, ...],
     stay_whole: bool,
     want: int | None,
 ) -> None:
-    assert choose_growth_rank(blocks, free, masters, stay_whole=stay_whole) == want
+    assert choose_growth_rank(ranks, blocks, free, masters, stay_whole=stay_whole) == want
 
 
-def test_whole_rank_is_the_least_loaded_then_the_freest_that_fits() -> None:
-    assert choose_whole_rank(2, (9, 5, 1), (4, 0, 0)) == 1
-    assert choose_whole_rank(1, (3, 5, 4), (0, 0, 0)) == 1
-    assert choose_whole_rank(10, (9, 5, 1), (0, 0, 0)) is None
+def test_whole_rank_is_the_least_loaded_then_the_freest_with_room() -> None:
+    assert choose_whole_rank((0, 1), (9, 5, 1), (4, 0, 0)) == 1
+    assert choose_whole_rank((0, 1, 2), (3, 5, 4), (0, 0, 0)) == 1
+    assert choose_whole_rank((), (9, 5, 1), (4, 0, 0)) is None
+
+
+def test_split_stages_name_the_prefill_ranks() -> None:
+    config = replace(CONFIG, num_ranks=4, prefill_ranks=(3, 1), stage_tokens=16)
+    assert split_stages(30, config) == (
+        (Slice(3, 0, 4), Slice(1, 4, 8), Slice(1, 8, 12), Slice(3, 12, 16)),
+        (Slice(3, 16, 20), Slice(1, 20, 24), Slice(1, 24, 28), Slice(3, 28, 30)),
+    )
+
+
+def test_kv_of_a_sequence_is_what_prefill_ranks_hold() -> None:
+    config = replace(CONFIG, num_ranks=4, prefill_ranks=(3, 1))
+    assert config.kv_tokens == 2 * 32 * 4
+    assert fits_kv(256, config)
+    assert not fits_kv(257, config)
+    assert config.ranks(Lane.DECODE) == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("ranks", [(0, 2), (-1,), (0, 0)])
+def test_dedicated_ranks_exist_once(ranks: tuple[int, ...]) -> None:
+    with pytest.raises(AssertionError, match="decode_ranks"):
+        replace(CONFIG, decode_ranks=ranks)
 
 
 def sequence(**sampling: int | bool | tuple[int, ...]) -> Sequence:
