@@ -1,0 +1,84 @@
+"""Chunked prefill in the same steps as decode: the schedule of `sarathi` and `shift`.
+
+Source: Sarathi-Serve (OSDI'24), section 4. A step computes at most `token_budget` new
+tokens:
+
+1. Every running sequence decodes one token. When there is no page for it, the sequence that
+   arrived last of all that hold KV loses it and goes back to the head of the queue; later
+   its prompt and output are prefilled as one. The oldest therefore always gets on.
+2. Sequences whose prefill has begun get what is left, in order of arrival: a chunk of a
+   prompt may end anywhere.
+3. Waiting sequences start in order of arrival, as long as tokens are left and there is KV
+   for the whole prompt above the watermark.
+
+So a long prompt never stalls those who decode: it only takes what they leave. Nor do decodes
+ever outnumber the budget: the step that makes one more of them computed the last token of
+its prompt out of what all others had left.
+
+KV is split by head over the ranks: every rank has every block at the same page, which makes
+one shard, rank 0 of the ledger.
+"""
+
+from csps.core.plan import Lane, Work
+from csps.core.shards import Extent, Slice, num_blocks
+from csps.sched.config import SchedulerConfig
+from csps.sched.growth import grow
+from csps.sched.scheduler import Scheduler, by_arrival
+from csps.sched.sequence import Sequence
+from csps.sched.work import decode_work, prefill_work
+
+
+class ChunkedScheduler(Scheduler):
+    """Decides the steps of one lane that decodes and prefills. `config.num_ranks` is 1."""
+
+    lanes = (Lane.MIXED,)
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        assert config.num_ranks == 1, f"one shard of KV, not {config.num_ranks}"
+        super().__init__(config)
+
+    def has_work(self, lane: Lane) -> bool:
+        return bool(self._waiting or self._prefilling or self._running)
+
+    def _plan_work(self, lane: Lane) -> list[Work]:
+        work = self._decode()
+        left = self.config.token_budget - len(work)
+        assert left >= 0, f"{len(work)} sequences decode"
+        for seq in self._prefilling:
+            if left == 0:
+                break
+            work.append(_chunk(seq, left))
+            left -= work[-1].num_tokens
+        while left and self._can_start():
+            seq = self._waiting[0]
+            extents = self.ledger.place(seq.seq_id, (Slice(0, 0, seq.num_tokens),))
+            self._start(seq)
+            work.append(_chunk(seq, left, extents))
+            left -= work[-1].num_tokens
+        return work
+
+    def _decode(self) -> list[Work]:
+        """One token of every running sequence that keeps its KV."""
+        holding = sorted(self._prefilling + self._running, key=by_arrival)
+        growth = grow(holding, self.config, self.ledger)
+        for seq in growth.preempted:
+            self._preempt(seq)
+        return [
+            decode_work(seq, 0, growth.new_extents.get(seq.seq_id, ())) for seq in self._running
+        ]
+
+    def _can_start(self) -> bool:
+        """Whether the sequence at the head of the queue can have its KV now."""
+        if not self._waiting or self._free_slots == 0:
+            return False
+        blocks = num_blocks(self._waiting[0].num_tokens, self.config.block_size)
+        # Alone it may have everything, or it would wait for ever.
+        keep = self.config.watermark_pages if self.ledger.num_sequences else 0
+        return self.ledger.free_pages(0) - blocks >= keep
+
+
+def _chunk(seq: Sequence, budget: int, new_extents: tuple[Extent, ...] = ()) -> Work:
+    """The next tokens of a prompt, at most `budget`."""
+    start = seq.num_computed
+    stop = min(start + budget, seq.num_tokens)
+    return prefill_work(seq, (Slice(0, start, stop),), new_extents)
