@@ -1,7 +1,14 @@
-"""Free pages of one rank, kept as runs so that sequences get contiguous pages."""
+"""Pages, and the free ones of a rank: kept as runs so that sequences get contiguous pages."""
 
 from bisect import bisect_left, insort
 from typing import NamedTuple
+
+
+class Page(NamedTuple):
+    """One page of one rank."""
+
+    rank: int
+    number: int
 
 
 class PageRun(NamedTuple):
