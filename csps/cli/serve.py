@@ -1,21 +1,26 @@
 """`csps serve`: flags -> ServerConfig -> one coordinator."""
 
 import asyncio
-import json
-import os
-import signal
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from csps.checkpoint.locate import DEFAULT_MODEL
-from csps.cli.terminal import console, start_logging
-from csps.coordinator.frontend import ServedModel
-from csps.coordinator.server import Server
+from csps.cli.serve_flags import (
+    parse_attention,
+    parse_control_address,
+    parse_num_ranks,
+    parse_on_off,
+    parse_ranks,
+    parse_tp,
+)
+from csps.cli.serve_run import run_server
+from csps.cli.terminal import start_logging
 from csps.core.attention import AttentionKind, AttentionParams, CsaConfig, Estimate, Wire
 from csps.core.config import DType, ServerConfig, WorkerSetup
-from csps.core.errors import ConfigError, InvalidRequestError
+from csps.core.errors import ConfigError
+from csps.core.strategy import STRATEGIES, Strategy
 from csps.units import parse_bytes
 
 SERVE = "Server"
@@ -23,8 +28,6 @@ SHAPE = "Model and ranks"
 SCHEDULE = "Scheduling"
 SPARSE = "Attention of prefill"
 ATTENTION, CSA = AttentionParams(), CsaConfig()  # their defaults are the flags'
-
-FLAG_OF_FIELD = {"attention.gamma": "--csa-gamma", "attention.window_blocks": "--csa-window"}
 
 
 def serve(
@@ -35,6 +38,15 @@ def serve(
             rich_help_panel=SHAPE,
         ),
     ] = DEFAULT_MODEL,
+    strategy: Annotated[
+        Strategy,
+        typer.Option(
+            help="csps: each prompt over all ranks, sparse; decode beside it. ring: the same, "
+            "exact. sarathi: tensor parallel, chunked prefill in the steps of decode. shift: as "
+            "sarathi, but large steps are sequence parallel.",
+            rich_help_panel=SHAPE,
+        ),
+    ] = Strategy.CSPS,
     workers: Annotated[
         int, typer.Option(min=0, help="Ranks to start on this machine.", rich_help_panel=SHAPE)
     ] = 1,
@@ -49,11 +61,12 @@ def serve(
     tp: Annotated[
         int,
         typer.Option(
-            min=1,
-            help="Ranks each weight is split over; the rest of the ranks split the tokens.",
+            min=0,
+            help="Ranks each weight is split over; the rest of the ranks split the tokens. 0: 1, "
+            "with --strategy sarathi all.",
             rich_help_panel=SHAPE,
         ),
-    ] = 1,
+    ] = 0,
     dtype: Annotated[
         DType, typer.Option(help="Type of weights, activations and KV.", rich_help_panel=SHAPE)
     ] = DType.BFLOAT16,
@@ -97,13 +110,62 @@ def serve(
         int,
         typer.Option(
             min=1,
-            help="New tokens of one prefill step: a short prompt waits for one step at most.",
+            help="csps, ring: new tokens of one prefill step. A short prompt waits for one step "
+            "at most.",
             rich_help_panel=SCHEDULE,
         ),
     ] = 4096,
+    token_budget: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="sarathi, shift: new tokens of one step, decoded ones included.",
+            rich_help_panel=SCHEDULE,
+        ),
+    ] = 512,
+    shift_threshold: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="shift: steps of more tokens are sequence parallel; 0: a cost model decides, "
+            "fitted to steps measured at start-up.",
+            rich_help_panel=SCHEDULE,
+        ),
+    ] = 0,
+    ageing: Annotated[
+        float,
+        typer.Option(
+            min=0.01,
+            help="csps, ring: the shortest remaining prompt goes first, but each token prefilled "
+            "since a request's arrival counts as this many off its own. Large: first come, "
+            "first served.",
+            rich_help_panel=SCHEDULE,
+        ),
+    ] = 0.5,
+    prefill_ranks: Annotated[
+        str,
+        typer.Option(
+            help="csps, ring: ranks that prefill, such as 0-2 or 0,2; the others answer queries "
+            "alone. Default: all.",
+            rich_help_panel=SCHEDULE,
+        ),
+    ] = "",
+    decode_ranks: Annotated[
+        str,
+        typer.Option(
+            help="csps, ring: ranks that decode, and keep the KV of new tokens. Default: all.",
+            rich_help_panel=SCHEDULE,
+        ),
+    ] = "",
     max_running: Annotated[
         int,
-        typer.Option(min=1, help="Requests that hold KV at a time.", rich_help_panel=SCHEDULE),
+        typer.Option(
+            "--max-running",
+            "--max-num-seqs",
+            min=1,
+            help="Requests that hold KV at a time.",
+            rich_help_panel=SCHEDULE,
+        ),
     ] = 64,
     max_waiting_tokens: Annotated[
         int,
@@ -114,13 +176,14 @@ def serve(
         ),
     ] = 1_000_000,
     attention: Annotated[
-        AttentionKind,
+        AttentionKind | None,
         typer.Option(
             help="dense: exact. csa: the KV blocks that hold most of the attention, with measured "
-            "recall. csa-distance: near blocks, a baseline. A request may choose another.",
+            "recall. csa-distance: near blocks, a baseline. A request may choose another. "
+            "Default: csa with --strategy csps, else dense.",
             rich_help_panel=SPARSE,
         ),
-    ] = ATTENTION.kind,
+    ] = None,
     csa_gamma: Annotated[
         float,
         typer.Option(help="Share of attention mass csa keeps; 1: all.", rich_help_panel=SPARSE),
@@ -217,10 +280,11 @@ def serve(
     torchrun ... -m csps worker --coordinator HERE:9200.
     """
     start_logging(log_level)
-    num_ranks = _num_ranks(workers, ranks, tp)
-    control_host, control_port = _control_address(control)
+    num_ranks = parse_num_ranks(workers, ranks)
+    control_host, control_port = parse_control_address(control)
     if ready_file is not None and not ready_file.absolute().parent.is_dir():
         raise ConfigError(f"--ready-file: {ready_file}: no such directory")
+    tp = parse_tp(strategy, tp, num_ranks)
     csa = CsaConfig(
         min_recall=csa_min_recall,
         min_recall_p5=csa_min_recall_p5,
@@ -228,7 +292,7 @@ def serve(
         rows_per_tile=csa_rows,
         estimate=csa_estimate,
         wire=csa_wire,
-        pipeline=_is_on("--pipeline", pipeline),
+        pipeline=parse_on_off("--pipeline", pipeline),
     )
     csa.validate()
     config = ServerConfig(
@@ -239,15 +303,22 @@ def serve(
             kv_memory_bytes=0 if kv_memory == "auto" else parse_bytes("--kv-memory", kv_memory),
             max_model_len=max_model_len,
             tp=tp,
+            placement=STRATEGIES[strategy].placement,
             threads_per_rank=threads_per_rank,
             collective_timeout_s=collective_timeout,
             csa=csa,
             rope_scaling=rope_scaling,
         ),
+        strategy=strategy,
         num_ranks=num_ranks,
         long_tokens=long_tokens,
         stage_tokens=stage_tokens,
-        attention=_attention(attention, csa_gamma, csa_window),
+        token_budget=token_budget,
+        shift_threshold=shift_threshold,
+        ageing=ageing,
+        prefill_ranks=parse_ranks("--prefill-ranks", prefill_ranks, num_ranks // tp),
+        decode_ranks=parse_ranks("--decode-ranks", decode_ranks, num_ranks // tp),
+        attention=parse_attention(strategy, attention, csa_gamma, csa_window),
         csa_min_tokens=csa_min_tokens,
         max_running=max_running,
         max_waiting_tokens=max_waiting_tokens,
@@ -256,66 +327,4 @@ def serve(
         control_host=control_host,
         control_port=control_port,
     )
-    asyncio.run(_serve(config, start_workers=workers > 0, ready_file=ready_file))
-
-
-def _num_ranks(workers: int, ranks: int, tp: int) -> int:
-    if bool(workers) == bool(ranks):
-        raise ConfigError("--workers, --ranks: give one of them (ranks started here, or joined)")
-    num_ranks = workers or ranks
-    if num_ranks % tp:
-        raise ConfigError(f"--tp: {tp} does not divide the number of ranks, {num_ranks}")
-    return num_ranks
-
-
-def _control_address(control: str) -> tuple[str, int]:
-    host, _, port = control.rpartition(":")
-    if not host or not port.isdigit():
-        raise ConfigError(f"--control: expected HOST:PORT, got {control!r}")
-    return host, int(port)
-
-
-def _attention(kind: AttentionKind, gamma: float, window_blocks: int) -> AttentionParams:
-    params = AttentionParams(kind, gamma, window_blocks)
-    try:
-        params.validate()
-    except InvalidRequestError as error:  # it names a request's field
-        raise ConfigError(f"{FLAG_OF_FIELD[error.field]}: {error.problem}") from None
-    return params
-
-
-def _is_on(flag: str, value: str) -> bool:
-    if value not in ("on", "off"):
-        raise ConfigError(f"{flag}: expected on or off, got {value!r}")
-    return value == "on"
-
-
-async def _serve(config: ServerConfig, *, start_workers: bool, ready_file: Path | None) -> None:
-    server = Server(config, start_workers=start_workers)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, server.stop)
-
-    def on_ready(server: Server, model: ServedModel, num_blocks: int) -> None:
-        address = f"{config.host}:{server.port}"
-        console.print(
-            f"[bold green]ready[/]: {model.name} on [bold]{address}[/], "
-            f"{config.num_ranks} ranks, context {model.max_model_len} tokens, KV for "
-            f"{num_blocks * config.setup.block_size * config.sp} tokens",
-            soft_wrap=True,
-        )
-        if ready_file is not None:
-            ready = {"target": address, "port": server.port, "model": model.name}
-            _write_ready(ready_file, json.dumps(ready))
-
-    await server.serve(on_ready)
-
-
-def _write_ready(path: Path, text: str) -> None:
-    """In one move: whoever waits for the file must never read half of it."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(text)
-        partial.replace(path)
-    except OSError as error:
-        raise ConfigError(f"--ready-file: {path}: {error.strerror}") from error
+    asyncio.run(run_server(config, start_workers=workers > 0, ready_file=ready_file))

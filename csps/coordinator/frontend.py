@@ -26,6 +26,7 @@ from csps.core.errors import DuplicateRequestError, InvalidRequestError
 from csps.core.model_config import ModelConfig
 from csps.core.plan import SampledToken
 from csps.core.request import FinishReason, SamplingParams
+from csps.core.strategy import Placement
 from csps.sched.sequence import Sequence as Seq
 
 MAX_REQUEST_ID_CHARS = 128
@@ -65,11 +66,13 @@ class Frontend:
         model: ServedModel,
         loop: EngineLoop,
         *,
+        placement: Placement,
         csa_min_tokens: int,
         num_threads: int = 2,
     ) -> None:
         self.model = model
         self.loop = loop
+        self._placement = placement
         self._csa_min_tokens = csa_min_tokens
         # Apart: a book being tokenized must not hold up the text of running streams.
         self._encoders = ThreadPoolExecutor(num_threads, thread_name_prefix="encode")
@@ -98,6 +101,11 @@ class Frontend:
             raise InvalidRequestError("model", f"{model!r} is not served, {self.model.name!r} is")
         sampling.validate(self.model.config.vocab_size)
         attention.validate()
+        if attention.is_sparse and self._placement is not Placement.TOKENS:
+            raise InvalidRequestError(
+                "attention.kind",
+                f"{attention.kind} needs KV spread by tokens; this server's strategy attends dense",
+            )
         if sampling.temperature < MIN_TEMPERATURE:
             sampling = replace(sampling, temperature=0.0)
         elif sampling.seed is None:

@@ -7,7 +7,8 @@ is touched by the event loop's thread alone.
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from csps.coordinator.counters import LaneCounters
@@ -17,7 +18,8 @@ from csps.core.errors import CspsError, DuplicateRequestError, UnavailableError
 from csps.core.plan import Lane, StepPlan, StepResult
 from csps.core.request import FinishReason
 from csps.rpc.fleet import Fleet
-from csps.sched.disagg import DisaggScheduler
+from csps.sched.layout import LayoutPolicy
+from csps.sched.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +27,11 @@ logger = logging.getLogger(__name__)
 class EngineLoop:
     """Owns the scheduler and the live requests."""
 
-    def __init__(self, scheduler: DisaggScheduler, fleet: Fleet) -> None:
+    def __init__(
+        self, scheduler: Scheduler, fleet: Fleet, layouts: Mapping[Lane, LayoutPolicy]
+    ) -> None:
         self.scheduler = scheduler
+        self._layouts = layouts
         self.counters = {lane: LaneCounters() for lane in scheduler.lanes}
         self.sparse = SparseSummary()  # of all requests, with `num_sparse` of them
         self.num_sparse = 0
@@ -113,11 +118,13 @@ class EngineLoop:
                 self._wake[lane].clear()
                 continue
             self._note_scheduled(plan)
+            decision = self._layouts[lane].decide(plan)
+            plan = replace(plan, layout=decision.layout)
             results = await self._fleet.run(plan)
             sampled = {token.seq_id: token for result in results for token in result.sampled}
             events = self.scheduler.complete(plan, sampled)
             self._release()
-            self.counters[lane].add(plan, results)
+            self.counters[lane].add(plan, results, decision)
             self._note_prefilled(plan)
             self._note_sparse(plan, results)
             self._note_scored(results)

@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -17,14 +18,13 @@ from csps.checkpoint.tokenizer import load_tokenizer
 from csps.coordinator.frontend import Frontend, ServedModel
 from csps.coordinator.launcher import LocalWorkers
 from csps.coordinator.loop import EngineLoop
+from csps.coordinator.schedule import make_layouts, make_scheduler
 from csps.coordinator.service import GenerationService
 from csps.core.config import ServerConfig, WorkerSetup
 from csps.core.errors import ConfigError, UnavailableError
 from csps.rpc.fleet import Fleet
 from csps.rpc.interceptors import ErrorInterceptor
 from csps.rpc.options import SERVER_OPTIONS
-from csps.sched.config import SchedulerConfig
-from csps.sched.disagg import DisaggScheduler
 from csps.v1 import generation_pb2, generation_pb2_grpc, worker_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,8 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 DRAIN_S = 5.0  # live requests may end by themselves
 CLOSE_S = 1.0  # the others are told why they end
 LEAVE_S = 5.0  # ranks finish their steps
+
+_T = TypeVar("_T")
 
 
 def load_served_model(setup: WorkerSetup) -> ServedModel:
@@ -85,10 +87,12 @@ class Server:
             control = await self._open_control(fleet)
             stack.push_async_callback(control.stop, None)
             await self._open_workers(fleet, stack)
-            num_blocks = await self._wait_ready(fleet)
+            num_blocks = await self._unless_stopped(fleet.wait_ready())
             if num_blocks is None:
                 return
-            frontend = self._frontend(model, fleet, num_blocks)
+            frontend = await self._unless_stopped(self._frontend(model, fleet, num_blocks))
+            if frontend is None:
+                return
             stack.callback(frontend.close)
             stack.push_async_callback(public.stop, CLOSE_S)
             service.start(frontend)
@@ -96,15 +100,15 @@ class Server:
             on_ready(self, model, num_blocks)
             await self._run(frontend.loop, fleet, service, status)
 
-    async def _wait_ready(self, fleet: Fleet) -> int | None:
-        """KV blocks per rank once all ranks are ready; None if told to stop before that."""
-        ready = asyncio.create_task(fleet.wait_ready())
+    async def _unless_stopped(self, work: Coroutine[Any, Any, _T]) -> _T | None:
+        """What `work` returns; None if told to stop before that."""
+        task = asyncio.create_task(work)
         stopped = asyncio.create_task(self._stop.wait())
         try:
-            await asyncio.wait({ready, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            return None if stopped.done() else ready.result()
+            await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            return None if stopped.done() else task.result()
         finally:
-            ready.cancel()
+            task.cancel()
             stopped.cancel()
 
     async def _run(
@@ -135,23 +139,13 @@ class Server:
                 task.cancel()
             await asyncio.gather(engine, heartbeats, stopped, return_exceptions=True)
 
-    def _frontend(self, model: ServedModel, fleet: Fleet, num_blocks: int) -> Frontend:
-        config, setup = self._config, self._config.setup
-        scheduler = DisaggScheduler(
-            SchedulerConfig(
-                num_ranks=config.sp,
-                block_size=setup.block_size,
-                pages_per_rank=num_blocks,
-                stage_tokens=config.stage_tokens,
-                long_tokens=config.long_tokens,
-                max_running=config.max_running,
-                max_waiting_tokens=config.max_waiting_tokens,
-                max_model_len=model.max_model_len,
-            )
-        )
+    async def _frontend(self, model: ServedModel, fleet: Fleet, num_blocks: int) -> Frontend:
+        scheduler = make_scheduler(self._config, model.max_model_len, num_blocks)
+        layouts = await make_layouts(self._config, fleet, scheduler)
         return Frontend(
             model,
-            EngineLoop(scheduler, fleet),
+            EngineLoop(scheduler, fleet, layouts),
+            placement=self._config.setup.placement,
             csa_min_tokens=self._config.csa_min_tokens,
         )
 

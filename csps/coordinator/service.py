@@ -122,7 +122,7 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
         scheduler = loop.scheduler
         return pb.GetServerInfoResponse(
             version=__version__,
-            strategy="ring",
+            strategy=config.strategy.value,
             sp=config.sp,
             tp=config.setup.tp,
             block_size=config.setup.block_size,
@@ -143,15 +143,30 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
                     received_by_rank=[
                         counters.received_by_rank[rank] for rank in range(config.num_ranks)
                     ],
+                    layouts=[
+                        pb.LayoutCounters(
+                            layout=layout,
+                            steps=sums.steps,
+                            tokens=sums.tokens,
+                            wall_s=sums.wall_s,
+                            predicted_s=sums.predicted_s,
+                        )
+                        for layout, sums in counters.by_layout.items()
+                    ],
                 )
                 for lane, counters in loop.counters.items()
             ],
-            used_blocks_by_rank=[scheduler.ledger.used_pages(rank) for rank in range(config.sp)],
+            used_blocks_by_rank=[
+                scheduler.ledger.used_pages(config.kv_shard(rank))
+                for rank in range(0, config.num_ranks, config.setup.tp)
+            ],
             attention=config.attention.kind.value,
             csa_gamma=config.attention.gamma,
             csa_min_tokens=config.csa_min_tokens,
             sparse_requests=loop.num_sparse,
             sparse=loop.sparse.to_proto(),
+            token_budget=config.token_budget,
+            preemptions=scheduler.num_preemptions,
         )
 
     async def GetLoad(self, request: pb.GetLoadRequest, context: Context) -> pb.GetLoadResponse:

@@ -43,7 +43,8 @@ class ServerConfig:
     `num_ranks` = sp * tp. `strategy` decided `setup.placement`. `long_tokens`: prompts at least
     this long are split over the ranks. `stage_tokens`: new tokens of one prefill step;
     `token_budget`: of one mixed step. `shift_threshold`: steps of more tokens have layout SP, 0
-    meaning that a cost model decides. `step_timeout_s`: a step that some rank has not finished by
+    meaning that a cost model decides. `ageing`, `prefill_ranks`, `decode_ranks` as in
+    csps.sched.config. `step_timeout_s`: a step that some rank has not finished by
     then means that the rank is lost. `attention`: of requests that do not choose; prompts shorter
     than `csa_min_tokens` are always dense.
     """
@@ -55,6 +56,9 @@ class ServerConfig:
     stage_tokens: int = 4096
     token_budget: int = 512
     shift_threshold: int = 0
+    ageing: float = 0.5
+    prefill_ranks: tuple[int, ...] = ()
+    decode_ranks: tuple[int, ...] = ()
     attention: AttentionParams = DENSE
     csa_min_tokens: int = 2048
     max_running: int = 64

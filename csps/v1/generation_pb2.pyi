@@ -278,7 +278,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "strategy", "sp", "tp", "block_size", "blocks_per_rank", "stage_tokens", "long_tokens", "uptime_s", "lanes", "used_blocks_by_rank", "attention", "csa_gamma", "csa_min_tokens", "sparse_requests", "sparse")
+    __slots__ = ("version", "strategy", "sp", "tp", "block_size", "blocks_per_rank", "stage_tokens", "long_tokens", "uptime_s", "lanes", "used_blocks_by_rank", "attention", "csa_gamma", "csa_min_tokens", "sparse_requests", "sparse", "token_budget", "preemptions")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STRATEGY_FIELD_NUMBER: _ClassVar[int]
     SP_FIELD_NUMBER: _ClassVar[int]
@@ -295,6 +295,8 @@ class GetServerInfoResponse(_message.Message):
     CSA_MIN_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SPARSE_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     SPARSE_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_BUDGET_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
     version: str
     strategy: str
     sp: int
@@ -311,10 +313,12 @@ class GetServerInfoResponse(_message.Message):
     csa_min_tokens: int
     sparse_requests: int
     sparse: AttentionReport
-    def __init__(self, version: _Optional[str] = ..., strategy: _Optional[str] = ..., sp: _Optional[int] = ..., tp: _Optional[int] = ..., block_size: _Optional[int] = ..., blocks_per_rank: _Optional[int] = ..., stage_tokens: _Optional[int] = ..., long_tokens: _Optional[int] = ..., uptime_s: _Optional[float] = ..., lanes: _Optional[_Iterable[_Union[LaneCounters, _Mapping]]] = ..., used_blocks_by_rank: _Optional[_Iterable[int]] = ..., attention: _Optional[str] = ..., csa_gamma: _Optional[float] = ..., csa_min_tokens: _Optional[int] = ..., sparse_requests: _Optional[int] = ..., sparse: _Optional[_Union[AttentionReport, _Mapping]] = ...) -> None: ...
+    token_budget: int
+    preemptions: int
+    def __init__(self, version: _Optional[str] = ..., strategy: _Optional[str] = ..., sp: _Optional[int] = ..., tp: _Optional[int] = ..., block_size: _Optional[int] = ..., blocks_per_rank: _Optional[int] = ..., stage_tokens: _Optional[int] = ..., long_tokens: _Optional[int] = ..., uptime_s: _Optional[float] = ..., lanes: _Optional[_Iterable[_Union[LaneCounters, _Mapping]]] = ..., used_blocks_by_rank: _Optional[_Iterable[int]] = ..., attention: _Optional[str] = ..., csa_gamma: _Optional[float] = ..., csa_min_tokens: _Optional[int] = ..., sparse_requests: _Optional[int] = ..., sparse: _Optional[_Union[AttentionReport, _Mapping]] = ..., token_budget: _Optional[int] = ..., preemptions: _Optional[int] = ...) -> None: ...
 
 class LaneCounters(_message.Message):
-    __slots__ = ("lane", "steps", "tokens", "wall_s", "compute_s", "comm_s", "exposed_comm_s", "bytes_sent", "received_by_rank")
+    __slots__ = ("lane", "steps", "tokens", "wall_s", "compute_s", "comm_s", "exposed_comm_s", "bytes_sent", "received_by_rank", "layouts")
     class BytesSentEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -331,6 +335,7 @@ class LaneCounters(_message.Message):
     EXPOSED_COMM_S_FIELD_NUMBER: _ClassVar[int]
     BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_BY_RANK_FIELD_NUMBER: _ClassVar[int]
+    LAYOUTS_FIELD_NUMBER: _ClassVar[int]
     lane: str
     steps: int
     tokens: int
@@ -340,7 +345,22 @@ class LaneCounters(_message.Message):
     exposed_comm_s: float
     bytes_sent: _containers.ScalarMap[str, int]
     received_by_rank: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, lane: _Optional[str] = ..., steps: _Optional[int] = ..., tokens: _Optional[int] = ..., wall_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., comm_s: _Optional[float] = ..., exposed_comm_s: _Optional[float] = ..., bytes_sent: _Optional[_Mapping[str, int]] = ..., received_by_rank: _Optional[_Iterable[int]] = ...) -> None: ...
+    layouts: _containers.RepeatedCompositeFieldContainer[LayoutCounters]
+    def __init__(self, lane: _Optional[str] = ..., steps: _Optional[int] = ..., tokens: _Optional[int] = ..., wall_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., comm_s: _Optional[float] = ..., exposed_comm_s: _Optional[float] = ..., bytes_sent: _Optional[_Mapping[str, int]] = ..., received_by_rank: _Optional[_Iterable[int]] = ..., layouts: _Optional[_Iterable[_Union[LayoutCounters, _Mapping]]] = ...) -> None: ...
+
+class LayoutCounters(_message.Message):
+    __slots__ = ("layout", "steps", "tokens", "wall_s", "predicted_s")
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    WALL_S_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_S_FIELD_NUMBER: _ClassVar[int]
+    layout: str
+    steps: int
+    tokens: int
+    wall_s: float
+    predicted_s: float
+    def __init__(self, layout: _Optional[str] = ..., steps: _Optional[int] = ..., tokens: _Optional[int] = ..., wall_s: _Optional[float] = ..., predicted_s: _Optional[float] = ...) -> None: ...
 
 class GetLoadRequest(_message.Message):
     __slots__ = ()
