@@ -134,10 +134,15 @@ class Scheduler(ABC):
             return None
         for item in work:
             self._sequences[item.seq_id].in_flight = True
-        plan = StepPlan(lane, self._next_step[lane], tuple(work))
-        self._next_step[lane] += 1
+        plan = StepPlan(lane, self.take_step_id(lane), tuple(work))
         self._in_flight[lane] = plan
         return plan
+
+    def take_step_id(self, lane: Lane) -> int:
+        """The id of the lane's next step, also for one that is planned elsewhere."""
+        step_id = self._next_step[lane]
+        self._next_step[lane] += 1
+        return step_id
 
     def complete(self, plan: StepPlan, sampled: Mapping[int, SampledToken]) -> list[TokenEvent]:
         """Account for a step that all ranks have reported.
