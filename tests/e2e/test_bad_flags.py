@@ -64,6 +64,19 @@ BEFORE_ANY_RANK = {
     "rows": (["--csa-rows", "0"], ["--csa-rows: ", "[1, 64]", "0"]),
     "window": (["--csa-window", "0"], ["--csa-window: ", "[1, 65536]", "0"]),
     "pipeline": (["--pipeline", "maybe"], ["--pipeline: ", "on or off", "'maybe'"]),
+    "tp of sarathi": (
+        ["--strategy", "sarathi", "--workers", "4", "--tp", "2"],
+        ["--tp", "sarathi", "4", "2"],
+    ),
+    "sparse by head": (
+        ["--strategy", "shift", "--attention", "csa"],
+        ["--attention", "csa", "--strategy csps"],
+    ),
+    "prefill ranks": (
+        ["--workers", "2", "--prefill-ranks", "0-2"],
+        ["--prefill-ranks", "0 to 1", "0-2"],
+    ),
+    "decode ranks": (["--decode-ranks", "one"], ["--decode-ranks", "0-2", "'one'"]),
     "host": (["--host", "300.1.2.3"], ["--port", "300.1.2.3"]),
 }
 
@@ -105,9 +118,3 @@ def test_weights_that_only_the_ranks_read(tiny: Path, tmp_path: Path) -> None:
 def test_too_little_kv_memory(tiny: Path) -> None:
     error = fails("--model", str(tiny), "--kv-memory", "1KiB")
     assert contains(error, ["rank 0", "--kv-memory", "block of 64 tokens", "bytes"]), error
-
-
-def test_heads_that_tp_does_not_divide(tiny: Path) -> None:
-    """3 KV heads over 4 ranks."""
-    error = fails("--model", str(tiny), "--workers", "4", "--tp", "4")
-    assert contains(error, ["--tp", "4", "3"]), error

@@ -1,4 +1,4 @@
-"""The default model, served: greedy tokens in fp32 equal transformers', for 1 to 4 ranks."""
+"""The default model, served: greedy tokens in fp32 equal transformers', by every strategy."""
 
 import argparse
 import asyncio
@@ -70,10 +70,13 @@ async def alone_then_together(target: str, prompts: list[list[int]]) -> list[lis
     return [alone, together[: len(prompts)]]
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
-def test_greedy_tokens_equal_transformers(num_ranks, prompts, expected) -> None:
-    flags = ("--workers", str(num_ranks), "--dtype", "float32", "--stage-tokens", "2048")
-    with ServerProcess(*flags) as server:
+@pytest.mark.parametrize(
+    ("strategy", "num_ranks"),
+    [("ring", 1), ("ring", 2), ("ring", 3), ("ring", 4), ("sarathi", 4), ("shift", 3)],
+)
+def test_greedy_tokens_equal_transformers(strategy, num_ranks, prompts, expected) -> None:
+    flags = ("--strategy", strategy, "--workers", str(num_ranks), "--dtype", "float32")
+    with ServerProcess(*flags, "--stage-tokens", "2048") as server:
         alone, together = asyncio.run(alone_then_together(server.target, prompts))
         assert server.stop() == 0, server.log
     assert alone == expected

@@ -1,0 +1,57 @@
+"""Every strategy behind the same interface: same tokens, its own lanes and layouts."""
+
+from pathlib import Path
+
+import grpc
+import pytest
+
+from csps.v1 import generation_pb2 as pb
+from tests.e2e.harness import eventually, is_idle, prompt, request, serve
+
+FLAGS = {
+    "csps": ("--prefill-ranks", "0,1", "--decode-ranks", "2"),
+    "ring": (),
+    "sarathi": ("--token-budget", "100"),
+    "shift": (),
+}
+PROMPTS = [prompt(n, seed=n) for n in (5, 300, 900)]
+
+
+@pytest.fixture(scope="module")
+def answers(tiny: Path) -> list[list[int]]:
+    """Greedy tokens of one rank."""
+    with serve("--model", str(tiny), "--dtype", "float32") as server:
+        return [server.generate(request(p, max_tokens=20)).token_ids for p in PROMPTS]
+
+
+@pytest.mark.parametrize("strategy", FLAGS)
+def test_same_tokens_by_every_strategy(tiny: Path, answers: list[list[int]], strategy: str) -> None:
+    flags = ("--model", str(tiny), "--dtype", "float32", "--workers", "3")
+    with serve(*flags, "--strategy", strategy, *FLAGS[strategy]) as server:
+        found = [server.generate(request(p, max_tokens=20)).token_ids for p in PROMPTS]
+        assert found == answers
+        info = server.info()
+        assert info.strategy == strategy
+        lanes = {lane.lane: lane for lane in info.lanes}
+        if strategy in ("csps", "ring"):
+            assert set(lanes) == {"prefill", "decode"}
+            assert info.attention == ("csa" if strategy == "csps" else "dense")
+        else:
+            assert set(lanes) == {"mixed"}
+            layouts = {layout.layout: layout for layout in lanes["mixed"].layouts}
+            assert set(layouts) <= {"sp", "tp"}
+            if strategy == "sarathi":
+                assert set(layouts) == {"tp"}
+            else:  # its costs were measured at start
+                assert all(layout.predicted_s > 0 for layout in layouts.values())
+        assert eventually(lambda: is_idle(server))
+
+
+def test_sparse_attention_where_kv_is_by_head(tiny: Path) -> None:
+    message = request(prompt(300))
+    message.attention.CopyFrom(pb.AttentionParams(kind=pb.ATTENTION_KIND_CSA))
+    with serve("--model", str(tiny), "--strategy", "sarathi", "--workers", "2") as server:
+        with pytest.raises(grpc.RpcError) as caught:
+            server.generate(message)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "attention.kind" in caught.value.details()
