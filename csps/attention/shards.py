@@ -121,3 +121,18 @@ class HeadsBatch:
 
     sequences: tuple[HeadsSequence, ...]
     slots_T: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class HelixBatch:
+    """One decode step of which every rank has all rows.
+
+    `held[p]`: rows whose sequences have KV on rank p, int64; `shards`: of those held here, their
+    keys, the row's own included where it is written here. `written_T`: rows whose K and V belong
+    here, `slots_T` where; int64.
+    """
+
+    held: tuple[Tensor, ...]
+    shards: tuple[tuple[Run, ...], ...]
+    written_T: Tensor
+    slots_T: Tensor

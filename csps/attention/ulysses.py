@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from csps.attention.heads import HeadsAttention
-from csps.core.heads import HeadPart
+from csps.core.heads import AxisHeads
 from csps.parallel.collectives import SequenceComm
 
 
 class Ulysses:
     """The `Attend` of one step in the SP layout, KV sharded by head; collective over the axis.
 
-    `parts[s]`: heads of rank s among `resident`, which all ranks of the axis project to.
+    All ranks of the axis project to all of `heads`, and each attends with its own.
     `bounds`: rank s has rows [bounds[s], bounds[s + 1]) of the step; any of them may be empty.
     """
 
@@ -30,16 +30,15 @@ class Ulysses:
         self,
         attention: HeadsAttention,
         comm: SequenceComm,
-        resident: HeadPart,
-        parts: Sequence[HeadPart],
+        heads: AxisHeads,
         bounds: Sequence[int],
     ) -> None:
         self._attention, self._comm = attention, comm
-        self._own = parts[comm.rank]
+        self._own = heads.parts[comm.rank]
         self._rows = [slice(*pair) for pair in pairwise(bounds)]
         self._num_rows = bounds[-1]
-        self._queries = [_query_range(resident, part) for part in parts]
-        self._keys = [slice(p.first - resident.first, p.stop - resident.first) for p in parts]
+        self._queries = [heads.queries(peer) for peer in range(comm.size)]
+        self._keys = [heads.keys(peer) for peer in range(comm.size)]
 
     def __call__(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
         """o [T, H, D] in q's dtype. T may be 0: the other ranks still need this one."""
@@ -73,10 +72,3 @@ class Ulysses:
         for messages in (outgoing, incoming):
             messages.pop(self._comm.rank, None)
         self._comm.exchange("ulysses", outgoing, incoming).wait()
-
-
-def _query_range(resident: HeadPart, part: HeadPart) -> slice:
-    """Query heads of `part` among those of `resident`."""
-    first = (part.first - resident.first) * resident.group_size
-    first += part.group_first - resident.group_first
-    return slice(first, first + part.num_heads)

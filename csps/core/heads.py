@@ -60,3 +60,22 @@ class HeadPart(NamedTuple):
 def all_heads(num_heads: int, num_kv_heads: int) -> HeadPart:
     """Every head of a model."""
     return HeadPart(0, num_kv_heads, 0, num_heads // num_kv_heads)
+
+
+class AxisHeads(NamedTuple):
+    """Heads of the ranks of one sequence axis: `parts[s]` of `resident`, whose weights all hold."""
+
+    resident: HeadPart
+    parts: tuple[HeadPart, ...]
+
+    def queries(self, rank: int) -> slice:
+        """Query heads of a rank among those of `resident`."""
+        part, resident = self.parts[rank], self.resident
+        first = (part.first - resident.first) * resident.group_size
+        first += part.group_first - resident.group_first
+        return slice(first, first + part.num_heads)
+
+    def keys(self, rank: int) -> slice:
+        """KV heads of a rank among those of `resident`; ranks may share one."""
+        part, first = self.parts[rank], self.resident.first
+        return slice(part.first - first, part.stop - first)

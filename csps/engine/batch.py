@@ -10,6 +10,7 @@ from csps.attention.shards import (
     DecodeBatch,
     HeadsBatch,
     HeadsSequence,
+    HelixBatch,
     PrefillBatch,
     PrefillSequence,
     QueryRun,
@@ -76,8 +77,8 @@ class TokenBatch:
         )
 
 
-def token_batch(plan: StepPlan, rank: int, device: torch.device) -> TokenBatch:
-    """The rows this rank computes, in plan order, then position order."""
+def token_batch(plan: StepPlan, rank: int | None, device: torch.device) -> TokenBatch:
+    """The rows this rank computes (None: all), in plan order, then position order."""
     token_ids: list[int] = []
     positions: list[int] = []
     samples: list[SampleRow] = []
@@ -87,7 +88,7 @@ def token_batch(plan: StepPlan, rank: int, device: torch.device) -> TokenBatch:
             scores += _score_runs(work, piece, len(token_ids))
             token_ids += work.token_ids[piece.start - work.start : piece.stop - work.start]
             positions += range(piece.start, piece.stop)
-        if work.sample and work.slices[-1].rank == rank:
+        if work.sample and rank in (None, work.slices[-1].rank):
             samples.append(SampleRow(work.seq_id, len(token_ids) - 1, work.stop))
     return TokenBatch(
         token_ids_T=torch.tensor(token_ids, dtype=torch.int64, device=device),
@@ -110,14 +111,14 @@ def _score_runs(work: Work, piece: Slice, row: int) -> list[ScoreRun]:
     return [ScoreRun(work.seq_id, row + first - 1 - piece.start, first, targets)]
 
 
-def own_slices(work: Work, rank: int) -> list[Slice]:
-    """Slices of `rank`, neighbours joined: the middle two runs of a zigzag are one."""
+def own_slices(work: Work, rank: int | None) -> list[Slice]:
+    """Slices of `rank` (None: all), neighbours joined: the middle two of a zigzag are one."""
     joined: list[Slice] = []
     for piece in work.slices:
-        if piece.rank != rank:
+        if rank not in (None, piece.rank):
             continue
         if joined and joined[-1].stop == piece.start:
-            joined[-1] = Slice(rank, joined[-1].start, piece.stop)
+            joined[-1] = Slice(piece.rank, joined[-1].start, piece.stop)
         else:
             joined.append(piece)
     return joined
@@ -222,3 +223,30 @@ def heads_batch(plan: StepPlan, tables: dict[int, BlockTable], device: torch.dev
         sequences.append(HeadsSequence(len(slots), work.num_tokens, table.runs(0, num_keys)))
         slots += table.slots(work.start, work.stop)
     return HeadsBatch(tuple(sequences), torch.tensor(slots, dtype=torch.int64, device=device))
+
+
+def helix_batch(
+    plan: StepPlan, tables: dict[int, BlockTable], rank: int, num_ranks: int, device: torch.device
+) -> HelixBatch:
+    """One token per sequence, all of them on every rank; its slice says who keeps its KV."""
+    held: list[list[int]] = [[] for _ in range(num_ranks)]
+    shards: list[tuple[Run, ...]] = []
+    written: list[int] = []
+    slots: list[int] = []
+    for row, work in enumerate(plan.work):
+        table = tables[work.seq_id]
+        for peer, tokens in enumerate(table.shard_tokens(work.stop, num_ranks)):
+            if tokens:
+                held[peer].append(row)
+                if peer == rank:
+                    shards.append(table.runs(rank, work.stop))
+        if work.slices[0].rank == rank:
+            written.append(row)
+            slots += table.slots(work.start, work.stop)
+
+    def tensor(rows: list[int]) -> Tensor:
+        return torch.tensor(rows, dtype=torch.int64, device=device)
+
+    return HelixBatch(
+        tuple(tensor(rows) for rows in held), tuple(shards), tensor(written), tensor(slots)
+    )

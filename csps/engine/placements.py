@@ -1,6 +1,6 @@
 """From a plan to a rank's rows and the attention over them, by where KV is placed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -9,13 +9,21 @@ import torch
 from csps.attention.backends import Kernels
 from csps.attention.decode import QueryShip
 from csps.attention.heads import HeadsAttention
+from csps.attention.helix import Helix
 from csps.attention.prefill import PrefillAttention
 from csps.attention.transfer import KVShape
 from csps.attention.ulysses import Ulysses
 from csps.core.attention import CsaConfig
-from csps.core.heads import HeadPart
+from csps.core.heads import AxisHeads
 from csps.core.plan import Lane, Layout, StepPlan
-from csps.engine.batch import TokenBatch, decode_batch, heads_batch, prefill_batch, token_batch
+from csps.engine.batch import (
+    TokenBatch,
+    decode_batch,
+    heads_batch,
+    helix_batch,
+    prefill_batch,
+    token_batch,
+)
 from csps.engine.block_table import BlockTable
 from csps.engine.kv_pool import KVPool
 from csps.engine.lane import LaneEngine
@@ -48,11 +56,13 @@ class TokensAttention:
     pool: KVPool
     kernels: Kernels
     csa: CsaConfig
-    heads: HeadPart
+    heads: AxisHeads
     shape: KVShape
     device: torch.device
 
     def inputs(self, plan: StepPlan, tables: Tables, lane: LaneEngine) -> StepInputs:
+        if plan.layout is Layout.TP and self.num_ranks > 1:
+            return self._helix(plan, tables, lane)
         tokens = token_batch(plan, self.rank, self.device)
         if plan.lane is Lane.DECODE:
             shards = decode_batch(plan, tables, self.rank, self.num_ranks, self.device)
@@ -66,31 +76,34 @@ class TokensAttention:
             self.kernels,
             self.csa,
             self.shape,
-            num_kv_heads=self.heads.num_kv_heads,
-            first_head=self.heads.first,
+            num_kv_heads=self.heads.resident.num_kv_heads,
+            first_head=self.heads.resident.first,
         )
         return StepInputs(tokens, attention)
+
+    def _helix(self, plan: StepPlan, tables: Tables, lane: LaneEngine) -> StepInputs:
+        assert plan.lane is Lane.DECODE, "prompts are split by tokens"
+        batch = helix_batch(plan, tables, self.rank, self.num_ranks, self.device)
+        attention = Helix(batch, self.pool, lane.sequence, self.kernels.partial, self.heads)
+        return StepInputs(token_batch(plan, None, self.device), attention)
 
 
 @dataclass(frozen=True, slots=True)
 class HeadsSharded:
-    """KV by head over all ranks. `resident`: heads of this rank's weights, `parts` those that
-    the ranks of its sequence axis keep KV of.
-    """
+    """KV by head over all ranks: this rank's is that of its part of `heads`."""
 
     pool: KVPool
     kernels: Kernels
-    resident: HeadPart
-    parts: Sequence[HeadPart]
+    heads: AxisHeads
     device: torch.device
 
     def inputs(self, plan: StepPlan, tables: Tables, lane: LaneEngine) -> StepInputs:
-        tokens = token_batch(plan, 0, self.device)
+        tokens = token_batch(plan, None, self.device)
         batch = heads_batch(plan, tables, self.device)
         attention = HeadsAttention(batch, self.pool, self.kernels.partial)
         num_ranks, rank = lane.sequence.size, lane.sequence.rank
         if plan.layout is Layout.TP or num_ranks == 1:
             return StepInputs(tokens, attention)
         bounds = [peer * tokens.num_tokens // num_ranks for peer in range(num_ranks + 1)]
-        ulysses = Ulysses(attention, lane.sequence, self.resident, self.parts, bounds)
+        ulysses = Ulysses(attention, lane.sequence, self.heads, bounds)
         return StepInputs(tokens.part(bounds[rank], bounds[rank + 1]), ulysses)

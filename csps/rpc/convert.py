@@ -103,20 +103,24 @@ def setup_from_proto(message: worker_pb2.Setup) -> WorkerSetup:
 
 
 def plan_to_proto(plan: StepPlan, rank: int) -> worker_pb2.StepPlan:
-    """The plan as `rank` (of the sequence axis) gets it: all slices and targets, its own tokens."""
+    """The plan as `rank` (of the sequence axis) gets it: all slices and targets, its own tokens.
+
+    In the TP layout every rank computes all tokens.
+    """
+    wanted = None if plan.layout is Layout.TP else rank
     return worker_pb2.StepPlan(
         lane=_LANE_TO_PROTO[plan.lane],
         step_id=plan.step_id,
-        work=[_work_to_proto(item, rank) for item in plan.work],
+        work=[_work_to_proto(item, wanted) for item in plan.work],
         layout=plan.layout.value,
     )
 
 
-def _work_to_proto(work: Work, rank: int) -> worker_pb2.Work:
+def _work_to_proto(work: Work, rank: int | None) -> worker_pb2.Work:
     slices = []
     for piece in work.slices:
         tokens: tuple[int, ...] = ()
-        if piece.rank == rank:
+        if rank in (None, piece.rank):
             tokens = work.token_ids[piece.start - work.start : piece.stop - work.start]
         slices.append(
             worker_pb2.Slice(rank=piece.rank, start=piece.start, stop=piece.stop, token_ids=tokens)

@@ -17,6 +17,7 @@ from csps.checkpoint.config import read_config
 from csps.checkpoint.locate import locate
 from csps.core.config import WorkerSetup
 from csps.core.errors import ConfigError
+from csps.core.heads import AxisHeads
 from csps.core.model_config import ModelConfig
 from csps.core.plan import Lane, Layout
 from csps.core.strategy import Placement
@@ -120,11 +121,10 @@ def build_runner(setup: WorkerSetup, place: Place, mesh: Mesh) -> tuple[Runner, 
         device=mesh.device,
     )
     kernels = _kernels(dtype, mesh.device, num_cpu_threads(setup, place))
+    heads = AxisHeads(resident.heads, tuple(part.heads for part in columns))
     attention: PlacedAttention
     if by_head:
-        attention = HeadsSharded(
-            pool, kernels, resident.heads, [part.heads for part in columns], mesh.device
-        )
+        attention = HeadsSharded(pool, kernels, heads, mesh.device)
     else:
         shape = KVShape(
             block_size=setup.block_size,
@@ -134,7 +134,7 @@ def build_runner(setup: WorkerSetup, place: Place, mesh: Mesh) -> tuple[Runner, 
             wire=setup.csa.wire,
         )
         attention = TokensAttention(
-            mesh.s, mesh.sp, pool, kernels, setup.csa, resident.heads, shape, mesh.device
+            mesh.s, mesh.sp, pool, kernels, setup.csa, heads, shape, mesh.device
         )
     runner = Runner(
         rank=place.rank,

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from csps.core.attention import DENSE, AttentionParams, CsaConfig
 from csps.core.config import DType, WorkerSetup
-from csps.core.plan import Layout, SampledToken, StepPlan, StepResult
+from csps.core.plan import Lane, Layout, SampledToken, StepPlan, StepResult
 from csps.core.request import SamplingParams
 from csps.core.strategy import Placement
 from csps.engine.runner import Runner
@@ -107,6 +107,7 @@ class Job:
     placement: Placement = Placement.TOKENS
     token_budget: int = 64
     layouts: tuple[Layout, ...] = (Layout.SP,)  # of the steps, in turn
+    decode_layouts: tuple[Layout, ...] = (Layout.SP,)  # of the steps of a decode lane
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,8 @@ def serve(place: Place, job: Job) -> Outcome:
                 if not any(scheduler.has_work(other) for other in scheduler.lanes) and waiting:
                     waiting = {i: replace(r, start_step=0) for i, r in waiting.items()}
                 continue
-            plan = replace(plan, layout=job.layouts[len(plans) % len(job.layouts)])
+            layouts = job.decode_layouts if lane is Lane.DECODE else job.layouts
+            plan = replace(plan, layout=layouts[len(plans) % len(layouts)])
             plans.append(plan)
             seen = convert.plan_from_proto(convert.plan_to_proto(plan, shard))
             results.append(runner.run(seen))
