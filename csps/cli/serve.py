@@ -20,6 +20,7 @@ from csps.cli.terminal import start_logging
 from csps.core.attention import AttentionKind, AttentionParams, CsaConfig, Estimate, Wire
 from csps.core.config import DType, ServerConfig, WorkerSetup
 from csps.core.errors import ConfigError
+from csps.core.plan import Layout
 from csps.core.strategy import STRATEGIES, Strategy
 from csps.units import parse_bytes
 
@@ -123,12 +124,20 @@ def serve(
             rich_help_panel=SCHEDULE,
         ),
     ] = 512,
+    layout: Annotated[
+        Layout | None,
+        typer.Option(
+            help="Steps of shift, and decode steps of csps: sp splits their tokens over ranks, tp "
+            "the weights. Default: the cheaper one, by a cost model fitted to steps that are "
+            "measured at start-up.",
+            rich_help_panel=SCHEDULE,
+        ),
+    ] = None,
     shift_threshold: Annotated[
         int,
         typer.Option(
             min=0,
-            help="shift: steps of more tokens are sequence parallel; 0: a cost model decides, "
-            "fitted to steps measured at start-up.",
+            help="In place of the cost model: steps of more tokens have layout sp, others tp.",
             rich_help_panel=SCHEDULE,
         ),
     ] = 0,
@@ -314,6 +323,7 @@ def serve(
         long_tokens=long_tokens,
         stage_tokens=stage_tokens,
         token_budget=token_budget,
+        layout=layout,
         shift_threshold=shift_threshold,
         ageing=ageing,
         prefill_ranks=parse_ranks("--prefill-ranks", prefill_ranks, num_ranks // tp),

@@ -43,14 +43,21 @@ async def make_layouts(
     config: ServerConfig, fleet: Fleet, scheduler: Scheduler
 ) -> Mapping[Lane, LayoutPolicy]:
     """How each lane's steps get their layout; measures steps where that takes a cost model."""
-    layouts = STRATEGIES[config.strategy].layouts
+    return {lane: await _layout_policy(config, fleet, scheduler, lane) for lane in scheduler.lanes}
+
+
+async def _layout_policy(
+    config: ServerConfig, fleet: Fleet, scheduler: Scheduler, lane: Lane
+) -> LayoutPolicy:
+    layouts = STRATEGIES[config.strategy].layouts[lane]
     if len(layouts) == 1:
-        return {lane: FixedLayout(layouts[0]) for lane in scheduler.lanes}
+        return FixedLayout(layouts[0])
+    if config.layout is not None:
+        return FixedLayout(config.layout)
     if config.sp == 1:  # then both are the same
-        return {lane: FixedLayout(Layout.TP) for lane in scheduler.lanes}
+        return FixedLayout(Layout.TP)
+    if config.prefill_ranks or config.decode_ranks:  # TP would give work to all ranks
+        return FixedLayout(Layout.SP)
     if config.shift_threshold:
-        return {lane: TokenThreshold(config.shift_threshold) for lane in scheduler.lanes}
-    return {
-        lane: CheapestLayout(await calibrate(fleet, scheduler, lane, layouts))
-        for lane in scheduler.lanes
-    }
+        return TokenThreshold(config.shift_threshold)
+    return CheapestLayout(await calibrate(fleet, scheduler, lane, layouts))

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from csps.core.attention import DENSE, AttentionParams, CsaConfig
+from csps.core.plan import Layout
 from csps.core.strategy import Placement, Strategy
 
 
@@ -42,11 +43,11 @@ class ServerConfig:
 
     `num_ranks` = sp * tp. `strategy` decided `setup.placement`. `long_tokens`: prompts at least
     this long are split over the ranks. `stage_tokens`: new tokens of one prefill step;
-    `token_budget`: of one mixed step. `shift_threshold`: steps of more tokens have layout SP, 0
-    meaning that a cost model decides. `ageing`, `prefill_ranks`, `decode_ranks` as in
-    csps.sched.config. `step_timeout_s`: a step that some rank has not finished by
-    then means that the rank is lost. `attention`: of requests that do not choose; prompts shorter
-    than `csa_min_tokens` are always dense.
+    `token_budget`: of one mixed step. `layout`: of steps that may have either. Without one, those
+    of more than `shift_threshold` tokens have SP, 0 meaning that a cost model decides. `ageing`,
+    `prefill_ranks`, `decode_ranks` as in csps.sched.config. `step_timeout_s`: a step that some
+    rank has not finished by then means that the rank is lost. `attention`: of requests that do
+    not choose; prompts shorter than `csa_min_tokens` are always dense.
     """
 
     setup: WorkerSetup
@@ -55,6 +56,7 @@ class ServerConfig:
     long_tokens: int = 512
     stage_tokens: int = 4096
     token_budget: int = 512
+    layout: Layout | None = None
     shift_threshold: int = 0
     ageing: float = 0.5
     prefill_ranks: tuple[int, ...] = ()

@@ -3,6 +3,7 @@
 Placement never changes while a request lives; the layout may change at every step.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -34,16 +35,29 @@ class Strategy(StrEnum):
 
 
 class StrategySpec(NamedTuple):
-    """`layouts`: those a step may have. `attention`: of requests that do not choose."""
+    """`layouts`: those that the steps of each lane may have.
+
+    `attention`: of requests that do not choose.
+    """
 
     placement: Placement
-    layouts: tuple[Layout, ...]
+    layouts: Mapping[Lane, tuple[Layout, ...]]
     attention: AttentionKind
 
 
-STRATEGIES = {
-    Strategy.CSPS: StrategySpec(Placement.TOKENS, (Layout.SP,), AttentionKind.CSA),
-    Strategy.RING: StrategySpec(Placement.TOKENS, (Layout.SP,), AttentionKind.DENSE),
-    Strategy.SARATHI: StrategySpec(Placement.HEADS, (Layout.TP,), AttentionKind.DENSE),
-    Strategy.SHIFT: StrategySpec(Placement.HEADS, (Layout.SP, Layout.TP), AttentionKind.DENSE),
+_EITHER = (Layout.SP, Layout.TP)
+
+STRATEGIES: Mapping[Strategy, StrategySpec] = {
+    Strategy.CSPS: StrategySpec(
+        Placement.TOKENS, {Lane.PREFILL: (Layout.SP,), Lane.DECODE: _EITHER}, AttentionKind.CSA
+    ),
+    Strategy.RING: StrategySpec(
+        Placement.TOKENS,
+        {Lane.PREFILL: (Layout.SP,), Lane.DECODE: (Layout.SP,)},
+        AttentionKind.DENSE,
+    ),
+    Strategy.SARATHI: StrategySpec(
+        Placement.HEADS, {Lane.MIXED: (Layout.TP,)}, AttentionKind.DENSE
+    ),
+    Strategy.SHIFT: StrategySpec(Placement.HEADS, {Lane.MIXED: _EITHER}, AttentionKind.DENSE),
 }
