@@ -1,10 +1,11 @@
-"""Attention of one prefill step: dense sequences by the ring, sparse ones in three phases."""
+"""Attention of one prefill step: dense sequences by ring or pass-Q, sparse ones in three phases."""
 
 import torch
 from torch import Tensor
 
 from csps.attention.backends import Kernels
 from csps.attention.kv import KVStore
+from csps.attention.pass_q import PassQ, ships_queries
 from csps.attention.ring import RingPrefill
 from csps.attention.shards import PrefillBatch
 from csps.attention.sparse import SparsePrefill
@@ -30,7 +31,10 @@ class PrefillAttention:
         first_head: int,
     ) -> None:
         self._batch, self._store = batch, store
-        self._ring = RingPrefill(batch, store, comm, kernels.partial) if batch.sequences else None
+        shipped = [seq for seq in batch.sequences if ships_queries(seq, shape)]
+        others = [seq for seq in batch.sequences if not ships_queries(seq, shape)]
+        self._pass_q = PassQ(shipped, store, comm, kernels.partial) if shipped else None
+        self._ring = RingPrefill(others, store, comm, kernels.partial) if others else None
         packets = Packets(comm, eager=not config.pipeline)
         self.sparse = [
             SparsePrefill(
@@ -53,6 +57,8 @@ class PrefillAttention:
             out_THD = torch.empty_like(q_THD)
         else:
             out_THD = self._ring(layer, q_THD, k_TKD.shape[1])
+        if self._pass_q is not None:
+            self._pass_q(layer, q_THD, k_TKD, v_TKD, out_THD)
         for sequence in self.sparse:
             sequence(layer, q_THD, k_TKD, v_TKD, out_THD)
         return out_THD

@@ -9,6 +9,7 @@ and only a run's own keys need a causal mask.
 Suffixes: T rows, H query heads, K KV heads, D head dim, L tokens of a shard.
 """
 
+from collections.abc import Sequence
 from itertools import groupby
 
 import torch
@@ -17,21 +18,25 @@ from torch import Tensor
 from csps.attention.backends import Partial
 from csps.attention.kv import KVStore
 from csps.attention.merge import merge_into
-from csps.attention.shards import PrefillBatch, PrefillSequence, QueryRun
+from csps.attention.shards import PrefillSequence, QueryRun
 from csps.parallel.collectives import SequenceComm
 
 
 class RingPrefill:
-    """The dense sequences of one prefill step. Collective where one of them spans ranks."""
+    """Dense sequences of one prefill step. Collective where one of them spans ranks."""
 
     def __init__(
-        self, batch: PrefillBatch, store: KVStore, comm: SequenceComm, partial: Partial
+        self,
+        sequences: Sequence[PrefillSequence],
+        store: KVStore,
+        comm: SequenceComm,
+        partial: Partial,
     ) -> None:
         self._store = store
         self._comm = comm
         self._partial = partial
-        self._spanning = [seq for seq in batch.sequences if seq.spans_ranks]
-        self._local = [seq for seq in batch.sequences if not seq.spans_ranks]
+        self._spanning = [seq for seq in sequences if seq.spans_ranks]
+        self._local = [seq for seq in sequences if not seq.spans_ranks]
 
     def __call__(self, layer: int, q_THD: Tensor, num_kv_heads: int) -> Tensor:
         """o [T, H, D] in q's dtype, rows of other sequences undefined.

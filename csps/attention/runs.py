@@ -14,6 +14,17 @@ from csps.attention.shards import Run
 MAX_RUNS_IN_PLACE = 4
 
 
+def first_tokens(runs: tuple[Run, ...], num_tokens: int) -> tuple[Run, ...]:
+    """The runs of the first `num_tokens` tokens of a shard."""
+    taken: list[Run] = []
+    for run in runs:
+        if num_tokens <= 0:
+            break
+        taken.append(Run(run.first_slot, min(run.num_tokens, num_tokens)))
+        num_tokens -= run.num_tokens
+    return tuple(taken)
+
+
 def attend_runs(
     partial: Partial, store: KVStore, layer: int, q_NHD: Tensor, runs: tuple[Run, ...]
 ) -> tuple[Tensor, Tensor]:

@@ -36,10 +36,13 @@ class QueryRun(NamedTuple):
 class PrefillSequence:
     """One sequence of a prefill step as one rank sees it; every rank has it in its batch.
 
-    `shard_tokens[s]`: tokens of rank s's shard once this step's are written.
+    `queries`: runs of this rank; `queries_by_rank[r]`: of rank r, whose rows are its own.
+    `shard_tokens[s]`: tokens of rank s's shard once this step's are written. `runs`: those of
+    this rank.
     """
 
     queries: tuple[QueryRun, ...]
+    queries_by_rank: tuple[tuple[QueryRun, ...], ...]
     shard_tokens: tuple[int, ...]
     runs: tuple[Run, ...]
 

@@ -131,22 +131,23 @@ def prefill_batch(
     sequences: list[PrefillSequence] = []
     sparse: list[SparseSequence] = []
     slots: list[int] = []
-    row = 0
+    first_rows = [0] * num_ranks
     for work in plan.work:
         table = tables[work.seq_id]
         if work.attention.is_sparse:
-            sparse.append(_sparse_sequence(work, table, rank, num_ranks, row))
-        queries = []
+            sparse.append(_sparse_sequence(work, table, rank, num_ranks, first_rows[rank]))
+        queries = [
+            _query_runs(work, table, peer, num_ranks, first_rows[peer]) for peer in range(num_ranks)
+        ]
+        for peer, runs in enumerate(queries):
+            first_rows[peer] += sum(run.num_tokens for run in runs)
         for piece in own_slices(work, rank):
-            queries.append(
-                QueryRun(row, piece.num_tokens, table.shard_tokens(piece.start, num_ranks))
-            )
             slots += table.slots(piece.start, piece.stop)
-            row += piece.num_tokens
         if not work.attention.is_sparse:
             sequences.append(
                 PrefillSequence(
-                    queries=tuple(queries),
+                    queries=queries[rank],
+                    queries_by_rank=tuple(queries),
                     shard_tokens=table.shard_tokens(work.stop, num_ranks),
                     runs=table.runs(rank, work.stop),
                 )
@@ -154,6 +155,18 @@ def prefill_batch(
     return PrefillBatch(
         tuple(sequences), tuple(sparse), torch.tensor(slots, dtype=torch.int64, device=device)
     )
+
+
+def _query_runs(
+    work: Work, table: BlockTable, rank: int, num_ranks: int, row: int
+) -> tuple[QueryRun, ...]:
+    """What `rank` computes of a sequence, as its rows from `row` on."""
+    runs = []
+    for piece in own_slices(work, rank):
+        visible = table.shard_tokens(piece.start, num_ranks)
+        runs.append(QueryRun(row, piece.num_tokens, visible))
+        row += piece.num_tokens
+    return tuple(runs)
 
 
 def _sparse_sequence(

@@ -1,0 +1,145 @@
+"""Exact prefill of few new tokens behind much KV on other ranks: queries travel, KV stays.
+
+So it is behind a cached prefix, and in the late stages of a very long prompt. Each rank ships
+the queries of its rows to the ranks that hold keys they see, and merges the partial outputs that
+come back, as decode does. Both ways, the ring and this, are exact; bytes decide.
+
+Suffixes: T rows of the batch, N shipped rows, H query heads, D head dim.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from csps.attention.backends import Partial
+from csps.attention.kv import KVStore
+from csps.attention.merge import merge_into, pack, packed_row_bytes, unpack
+from csps.attention.runs import attend_runs, first_tokens
+from csps.attention.shards import PrefillSequence, QueryRun
+from csps.attention.transfer import KVShape
+from csps.parallel.collectives import SequenceComm
+
+
+def ships_queries(seq: PrefillSequence, shape: KVShape) -> bool:
+    """Whether a sequence's queries and partial outputs are fewer bytes than its KV round the ring.
+
+    The same on every rank.
+    """
+    element_bytes = shape.dtype.itemsize
+    shipped = sum(
+        run.num_tokens * sum(seen > 0 for peer, seen in enumerate(run.visible) if peer != rank)
+        for rank, runs in enumerate(seq.queries_by_rank)
+        for run in runs
+    )
+    row_bytes = shape.group_size * (2 * shape.head_dim * element_bytes + 4)
+    ring_tokens = (len(seq.shard_tokens) - 1) * sum(seq.shard_tokens)
+    return (
+        seq.spans_ranks and shipped * row_bytes < ring_tokens * 2 * shape.head_dim * element_bytes
+    )
+
+
+class PassQ:
+    """Some dense sequences of one prefill step; collective over their ranks."""
+
+    def __init__(
+        self,
+        sequences: Sequence[PrefillSequence],
+        store: KVStore,
+        comm: SequenceComm,
+        partial: Partial,
+    ) -> None:
+        self._sequences, self._store, self._comm = sequences, store, comm
+        self._partial = partial
+
+    def __call__(
+        self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_THD: Tensor
+    ) -> None:
+        """Fill the sequences' rows of `out_THD`. Their new K and V are in the store already."""
+        comm, (num_heads, head_dim) = self._comm, q_THD.shape[1:]
+        peers = [peer for peer in range(comm.size) if peer != comm.rank]
+        shipped = {peer: self._rows(peer).to(q_THD.device) for peer in peers}
+        asked = {
+            peer: q_THD.new_empty(self._num_asked(peer), num_heads, head_dim) for peer in peers
+        }
+        queries = comm.exchange(
+            "query", {peer: q_THD[rows] for peer, rows in shipped.items()}, asked
+        )
+        acc_THD = torch.empty_like(q_THD, dtype=torch.float32)
+        lse_TH = torch.empty(q_THD.shape[:2], dtype=torch.float32, device=q_THD.device)
+        for seq in self._sequences:
+            for run in seq.queries:
+                self._attend_here(layer, seq, run, q_THD, k_TKD, v_TKD, acc_THD, lse_TH)
+        queries.wait()
+        answers = {peer: self._answer(layer, peer, q_NHD) for peer, q_NHD in asked.items()}
+        row_bytes = packed_row_bytes(num_heads, head_dim, q_THD.element_size())
+        replies = {
+            peer: q_THD.new_empty(len(rows), row_bytes, dtype=torch.uint8)
+            for peer, rows in shipped.items()
+        }
+        comm.exchange("partial", answers, replies).wait()
+        for peer, rows in shipped.items():
+            o_NHD, part_NH = unpack(replies[peer], num_heads, head_dim, q_THD.dtype)
+            merged_NHD, merged_NH = acc_THD[rows], lse_TH[rows]
+            merge_into(merged_NHD, merged_NH, o_NHD, part_NH)
+            acc_THD[rows], lse_TH[rows] = merged_NHD, merged_NH
+        for seq in self._sequences:
+            for run in seq.queries:
+                rows = slice(run.row, run.row + run.num_tokens)
+                out_THD[rows] = acc_THD[rows]
+
+    def _attend_here(
+        self,
+        layer: int,
+        seq: PrefillSequence,
+        run: QueryRun,
+        q_THD: Tensor,
+        k_TKD: Tensor,
+        v_TKD: Tensor,
+        acc_THD: Tensor,
+        lse_TH: Tensor,
+    ) -> None:
+        """The run's own keys, then those of this rank's shard before them."""
+        rows = slice(run.row, run.row + run.num_tokens)
+        acc_THD[rows], lse_TH[rows] = self._partial(
+            q_THD[rows], k_TKD[rows], v_TKD[rows], causal=True
+        )
+        before = first_tokens(seq.runs, run.visible[self._comm.rank])
+        if before:
+            part = attend_runs(self._partial, self._store, layer, q_THD[rows], before)
+            merge_into(acc_THD[rows], lse_TH[rows], *part)
+
+    def _answer(self, layer: int, peer: int, q_NHD: Tensor) -> Tensor:
+        """Partial outputs of a peer's rows over this rank's shards, packed."""
+        o_NHD = torch.empty_like(q_NHD)
+        lse_NH = torch.empty(q_NHD.shape[:2], dtype=torch.float32, device=q_NHD.device)
+        at = 0
+        for seq in self._sequences:
+            for run in self._asking(seq, peer, self._comm.rank):
+                rows = slice(at, at + run.num_tokens)
+                seen = first_tokens(seq.runs, run.visible[self._comm.rank])
+                o_NHD[rows], lse_NH[rows] = attend_runs(
+                    self._partial, self._store, layer, q_NHD[rows], seen
+                )
+                at = rows.stop
+        return pack(o_NHD, lse_NH)
+
+    def _rows(self, peer: int) -> Tensor:
+        """Own rows that see keys of `peer`, int64, in the order it answers."""
+        rows = [
+            torch.arange(run.row, run.row + run.num_tokens)
+            for seq in self._sequences
+            for run in self._asking(seq, self._comm.rank, peer)
+        ]
+        return torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)
+
+    def _num_asked(self, peer: int) -> int:
+        return sum(
+            run.num_tokens
+            for seq in self._sequences
+            for run in self._asking(seq, peer, self._comm.rank)
+        )
+
+    @staticmethod
+    def _asking(seq: PrefillSequence, rank: int, owner: int) -> list[QueryRun]:
+        return [run for run in seq.queries_by_rank[rank] if run.visible[owner]]
