@@ -9,7 +9,8 @@ tokens:
 2. Sequences whose prefill has begun get what is left, in order of arrival: a chunk of a
    prompt may end anywhere.
 3. Waiting sequences start in order of arrival, as long as tokens are left and there is KV
-   for the whole prompt above the watermark.
+   for the whole prompt above the watermark. They begin behind the blocks that the prefix
+   cache has.
 
 So a long prompt never stalls those who decode: it only takes what they leave. Nor do decodes
 ever outnumber the budget: the step that makes one more of them computed the last token of
@@ -23,6 +24,7 @@ from csps.core.plan import Lane, Work
 from csps.core.shards import Extent, Slice, num_blocks
 from csps.sched.config import SchedulerConfig
 from csps.sched.growth import grow
+from csps.sched.prefix_cache import Prefix
 from csps.sched.scheduler import Scheduler, by_arrival
 from csps.sched.sequence import Sequence
 from csps.sched.work import decode_work, prefill_work
@@ -49,10 +51,14 @@ class ChunkedScheduler(Scheduler):
                 break
             work.append(_chunk(seq, left))
             left -= work[-1].num_tokens
-        while left and self._can_start():
+        while left and self._waiting and self._free_slots:
             seq = self._waiting[0]
-            extents = self.ledger.place(seq.seq_id, (Slice(0, 0, seq.num_tokens),))
-            self._start(seq)
+            prefix = self._find_prefix(seq)
+            if not self._has_kv(seq, prefix):
+                break
+            piece = Slice(0, prefix.num_tokens, seq.num_tokens)
+            extents = self.ledger.place(seq.seq_id, (piece,), prefix)
+            self._start(seq, prefix)
             work.append(_chunk(seq, left, extents))
             left -= work[-1].num_tokens
         return work
@@ -67,14 +73,12 @@ class ChunkedScheduler(Scheduler):
             decode_work(seq, 0, growth.new_extents.get(seq.seq_id, ())) for seq in self._running
         ]
 
-    def _can_start(self) -> bool:
-        """Whether the sequence at the head of the queue can have its KV now."""
-        if not self._waiting or self._free_slots == 0:
-            return False
-        blocks = num_blocks(self._waiting[0].num_tokens, self.config.block_size)
+    def _has_kv(self, seq: Sequence, prefix: Prefix) -> bool:
+        """Whether a waiting sequence can have its KV now. A prefix never takes more pages."""
+        blocks = num_blocks(seq.num_tokens - prefix.num_tokens, self.config.block_size)
         # Alone it may have everything, or it would wait for ever.
         keep = self.config.watermark_pages if self.ledger.num_sequences else 0
-        return self.ledger.free_pages(0) - blocks >= keep
+        return self.ledger.free_by_rank(prefix)[0] - blocks >= keep
 
 
 def _chunk(seq: Sequence, budget: int, new_extents: tuple[Extent, ...] = ()) -> Work:

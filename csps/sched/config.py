@@ -13,6 +13,7 @@ class SchedulerConfig:
     `max_running`: sequences that hold KV at a time. `max_waiting_tokens`: queued tokens
     above which `add` refuses. `max_model_len`: prompt and output of one sequence, in
     tokens. `retry_after_s`: what a refused client is told to wait, in seconds.
+    `prefix_cache`: sequences read the KV of blocks that others computed.
 
     Of DisaggScheduler alone: `stage_tokens`, new tokens of one prefill step; a long prompt
     is cut into stages of it. `long_tokens`: sequences of at least this many tokens are
@@ -39,6 +40,7 @@ class SchedulerConfig:
     prefill_ranks: tuple[int, ...] = ()
     decode_ranks: tuple[int, ...] = ()
     token_budget: int = 512
+    prefix_cache: bool = True
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -46,7 +48,7 @@ class SchedulerConfig:
             if isinstance(value, tuple):
                 known = set(value) & set(range(self.num_ranks))
                 assert sorted(value) == sorted(known), f"{item.name}: {value}"
-            else:
+            elif not isinstance(value, bool):
                 assert value > 0, f"{item.name} must be positive, got {value}"
 
     def ranks(self, lane: Lane) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
 """Prefill lane and decode lane side by side: the schedule of `csps` and `ring`.
 
 Prefill places all blocks of a sequence when it first starts (packing.py says who starts
-when), so it never stops halfway for want of KV. After its last token the sequence joins
+when), so it never stops halfway for want of KV. It begins behind the blocks that the prefix
+cache has, which stay on the ranks where they are. After its last token the sequence joins
 the decode lane, where it is; no KV moves. Decode gives every running sequence one token a
 step. When a block is needed and no rank has a page, the running sequence that arrived last
 loses its KV and waits again in order of arrival; later its prompt and output are
@@ -18,8 +19,7 @@ from functools import partial
 from csps.core.plan import Lane, Work
 from csps.core.shards import Extent
 from csps.sched.growth import grow
-from csps.sched.packing import StepPacker, all_slices, prefill_order
-from csps.sched.placement import Stages
+from csps.sched.packing import Start, StepPacker, prefill_order
 from csps.sched.scheduler import Scheduler
 from csps.sched.sequence import Sequence, SequenceStatus
 from csps.sched.work import decode_work, prefill_work
@@ -29,6 +29,10 @@ class DisaggScheduler(Scheduler):
     """Decides the steps of a prefill lane and a decode lane."""
 
     lanes = (Lane.PREFILL, Lane.DECODE)
+
+    def add(self, seq: Sequence) -> None:
+        super().add(seq)
+        self._find_prefix(seq)  # its place in the queue depends on what is left to compute
 
     def has_work(self, lane: Lane) -> bool:
         if lane is Lane.PREFILL:
@@ -51,19 +55,21 @@ class DisaggScheduler(Scheduler):
             if seq.status is SequenceStatus.PREFILLING:
                 if packer.continue_stage(seq.stages[0]):
                     work.append(self._next_stage(seq))
-            elif has_room and packer.has_tokens(seq.num_tokens):
-                stages = packer.find_place(seq.num_tokens) if self._free_slots else None
-                has_room = stages is not None
-                if stages is not None:
-                    packer.start(seq.num_tokens, stages)
-                    work.append(self._first_stage(seq, stages))
+            elif has_room and packer.has_tokens(seq.num_left):
+                start = None
+                if self._free_slots:
+                    start = packer.find_start(seq.num_tokens, self._find_prefix(seq))
+                has_room = start is not None
+                if start is not None:
+                    packer.start(start)
+                    work.append(self._first_stage(seq, start))
         self._clock += sum(item.num_tokens for item in work)
         return work
 
-    def _first_stage(self, seq: Sequence, stages: Stages) -> Work:
-        extents = self.ledger.place(seq.seq_id, all_slices(stages))
-        seq.stages = stages
-        self._start(seq)
+    def _first_stage(self, seq: Sequence, start: Start) -> Work:
+        extents = self.ledger.place(seq.seq_id, start.slices, start.prefix)
+        seq.stages = start.stages
+        self._start(seq, start.prefix)
         return self._next_stage(seq, extents)
 
     def _next_stage(self, seq: Sequence, new_extents: tuple[Extent, ...] = ()) -> Work:

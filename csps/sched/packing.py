@@ -8,6 +8,8 @@ Who goes first: shortest remaining prefill first, with ageing (`prefill_order`).
 prompt under way takes part with what is left of it, so a shorter one may go before its next
 stage. In this order:
 
+- Only tokens that the prefix cache does not have are computed, and count. Where they are few
+  they stay on one rank, wherever the cached blocks are.
 - A sequence for which the step has no tokens left waits for the next step. The first of its
   kind always has enough.
 - Once a sequence finds no KV, or no slot, nothing that comes after it starts. What runs gives
@@ -16,6 +18,7 @@ stage. In this order:
 """
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from csps.core.plan import Lane
 from csps.core.shards import Slice, num_blocks, tokens_by_rank
@@ -28,6 +31,7 @@ from csps.sched.placement import (
     is_split,
     split_stages,
 )
+from csps.sched.prefix_cache import NO_PREFIX, Prefix
 from csps.sched.sequence import Sequence
 
 
@@ -47,6 +51,18 @@ class TokenBudget:
 
     def take(self, num_tokens: int) -> None:
         self._used += num_tokens
+
+
+class Start(NamedTuple):
+    """Cached blocks that a sequence begins with, and the stages that compute the rest."""
+
+    prefix: Prefix
+    stages: Stages
+
+    @property
+    def slices(self) -> tuple[Slice, ...]:
+        """Of all stages, in position order."""
+        return tuple(piece for stage in self.stages for piece in stage)
 
 
 class StepPacker:
@@ -71,35 +87,53 @@ class StepPacker:
         self._take(self._split, slices)
         return True
 
-    def has_tokens(self, num_tokens: int) -> bool:
-        """Whether a waiting sequence of `num_tokens` can start within this step's tokens."""
-        if is_split(num_tokens, self._config):
-            return self._split.fits(first_stage_tokens(num_tokens, self._config))
-        return self._whole.fits(num_tokens)
+    def has_tokens(self, num_new: int) -> bool:
+        """Whether a waiting sequence with `num_new` tokens to compute can start in this step."""
+        if is_split(num_new, self._config):
+            return self._split.fits(first_stage_tokens(num_new, self._config))
+        return self._whole.fits(num_new)
 
-    def find_place(self, num_tokens: int) -> Stages | None:
-        """Where a waiting sequence goes, None while KV for it is not free."""
-        config = self._config
-        if is_split(num_tokens, config):
-            stages = split_stages(num_tokens, config)
-            return stages if self._has_kv(all_slices(stages)) else None
-        ranks = [
-            rank
+    def find_start(self, num_tokens: int, prefix: Prefix) -> Start | None:
+        """How a waiting sequence of `num_tokens` starts, None while it cannot.
+
+        Without `prefix` if there is no room behind it: pages of it that nobody reads are free
+        then, so whoever is alone always can.
+        """
+        for begin in (prefix, NO_PREFIX):
+            if self.has_tokens(num_tokens - begin.num_tokens):
+                start = self._find_place(num_tokens, begin)
+                if start is not None:
+                    return start
+        return None
+
+    def _find_place(self, num_tokens: int, prefix: Prefix) -> Start | None:
+        config, ledger = self._config, self._ledger
+        at = prefix.num_tokens
+        if is_split(num_tokens - at, config):
+            start = Start(prefix, split_stages(at, num_tokens, config))
+            return start if self._has_kv(start) else None
+        starts = {
+            rank: Start(prefix, ((Slice(rank, at, num_tokens),),))
             for rank in config.ranks(Lane.PREFILL)
-            if self._has_kv((Slice(rank, 0, num_tokens),))
-        ]
-        rank = choose_whole_rank(ranks, self._ledger.free_by_rank(), self._loads)
-        return None if rank is None else ((Slice(rank, 0, num_tokens),),)
+        }
+        rank = choose_whole_rank(
+            [rank for rank, start in starts.items() if self._has_kv(start)],
+            ledger.prefix_by_rank(prefix),
+            ledger.free_by_rank(prefix),
+            self._loads,
+        )
+        return None if rank is None else starts[rank]
 
-    def _has_kv(self, slices: tuple[Slice, ...]) -> bool:
-        """Whether there are pages for `slices`, and besides what decode is to have.
+    def _has_kv(self, start: Start) -> bool:
+        """Whether there are pages to start with, and besides what decode is to have.
 
         Nothing need be left when nobody holds KV: it would be waited for in vain.
         """
+        prefix, slices = start.prefix, start.slices
         ledger, decoding = self._ledger, self._config.ranks(Lane.DECODE)
-        if not ledger.can_place(slices):
+        if not ledger.can_place(slices, prefix):
             return False
-        free = ledger.free_by_rank()
+        free = ledger.free_by_rank(prefix)
         left = sum(free[rank] for rank in decoding) - sum(
             num_blocks(piece.num_tokens, ledger.block_size)
             for piece in slices
@@ -107,10 +141,10 @@ class StepPacker:
         )
         return ledger.num_sequences == 0 or left >= self._config.watermark_pages
 
-    def start(self, num_tokens: int, stages: Stages) -> None:
-        """Take the first stage of a sequence that `find_place` placed."""
-        split = is_split(num_tokens, self._config)
-        self._take(self._split if split else self._whole, stages[0])
+    def start(self, start: Start) -> None:
+        """Take the first stage of a sequence that starts."""
+        split = is_split(_num_tokens(start.slices), self._config)
+        self._take(self._split if split else self._whole, start.stages[0])
 
     def _take(self, budget: TokenBudget, slices: tuple[Slice, ...]) -> None:
         budget.take(_num_tokens(slices))
@@ -125,13 +159,8 @@ def prefill_order(seq: Sequence, ageing: float) -> tuple[float, int]:
     r / ageing of them, nobody who comes then can overtake a sequence that has r left. A
     preempted sequence counts as nothing left, its reader waits in the middle of an answer.
     """
-    left = 0 if seq.output_ids else seq.num_tokens - seq.num_computed
+    left = 0 if seq.output_ids else seq.num_left
     return (seq.arrival * ageing + left, seq.arrival)
-
-
-def all_slices(stages: Stages) -> tuple[Slice, ...]:
-    """Slices of all stages in position order."""
-    return tuple(piece for stage in stages for piece in stage)
 
 
 def _num_tokens(slices: Iterable[Slice]) -> int:

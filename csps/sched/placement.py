@@ -20,43 +20,53 @@ def fits_kv(num_tokens: int, config: SchedulerConfig) -> bool:
     return num_blocks(num_tokens, config.block_size) <= config.pages(Lane.PREFILL)
 
 
-def is_split(num_tokens: int, config: SchedulerConfig) -> bool:
-    """Whether a sequence goes over all prefill ranks: it is long, or no single one holds it."""
-    blocks = num_blocks(num_tokens, config.block_size)
-    return num_tokens >= config.long_tokens or blocks > config.pages_per_rank
+def is_split(num_new: int, config: SchedulerConfig) -> bool:
+    """Whether `num_new` tokens of a sequence, all that are to be computed, go over all prefill
+    ranks: they are many, or no single one holds them.
+    """
+    blocks = num_blocks(num_new, config.block_size)
+    return num_new >= config.long_tokens or blocks > config.pages_per_rank
 
 
-def first_stage_tokens(num_tokens: int, config: SchedulerConfig) -> int:
+def first_stage_tokens(num_new: int, config: SchedulerConfig) -> int:
     """Tokens of the first stage of a split sequence."""
-    return _stage_bounds(num_tokens, config)[0][1]
+    return _stage_bounds(num_new, config)[0][1]
 
 
-def split_stages(num_tokens: int, config: SchedulerConfig) -> Stages:
-    """Every stage of the sequence zigzagged over all prefill ranks."""
+def split_stages(start: int, stop: int, config: SchedulerConfig) -> Stages:
+    """Every stage of [start, stop) zigzagged over all prefill ranks."""
     ranks = config.ranks(Lane.PREFILL)
     return tuple(
         tuple(
             piece._replace(rank=ranks[piece.rank])
-            for piece in zigzag(start, stop, len(ranks), config.block_size)
+            for piece in zigzag(start + first, start + behind, len(ranks), config.block_size)
         )
-        for start, stop in _stage_bounds(num_tokens, config)
+        for first, behind in _stage_bounds(stop - start, config)
     )
 
 
-def _stage_bounds(num_tokens: int, config: SchedulerConfig) -> tuple[tuple[int, int], ...]:
+def _stage_bounds(num_new: int, config: SchedulerConfig) -> tuple[tuple[int, int], ...]:
     num_ranks = len(config.ranks(Lane.PREFILL))
-    return prefill_stages(num_tokens, num_ranks, config.block_size, config.stage_tokens)
+    return prefill_stages(num_new, num_ranks, config.block_size, config.stage_tokens)
 
 
 def choose_whole_rank(
-    ranks: Sequence[int], free_pages: Sequence[int], loads: Sequence[int]
+    ranks: Sequence[int],
+    cached: Sequence[int],
+    free_pages: Sequence[int],
+    loads: Sequence[int],
 ) -> int | None:
     """Rank of `ranks`, those with room, for a sequence that stays whole; None if there is none.
 
-    The least loaded one (`loads`: tokens each rank computes in this step), then the one
-    with the most free pages.
+    The one that has most of its cached blocks (`cached`, index = rank), so that the fewest
+    travel; then the least loaded one (`loads`: tokens each rank computes in this step), then
+    the one with the most free pages.
     """
-    return min(ranks, key=lambda rank: (loads[rank], -free_pages[rank], rank), default=None)
+    return min(
+        ranks,
+        key=lambda rank: (-cached[rank], loads[rank], -free_pages[rank], rank),
+        default=None,
+    )
 
 
 def choose_growth_rank(

@@ -13,6 +13,7 @@ from csps.sched.config import SchedulerConfig
 from csps.sched.growth import needs_block
 from csps.sched.ledger import Ledger
 from csps.sched.placement import fits_kv
+from csps.sched.prefix_cache import NO_PREFIX, Prefix
 from csps.sched.sequence import Sequence, SequenceStatus, TokenEvent
 
 
@@ -33,7 +34,9 @@ class Scheduler(ABC):
 
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
-        self.ledger = Ledger(config.num_ranks, config.pages_per_rank, config.block_size)
+        self.ledger = Ledger(
+            config.num_ranks, config.pages_per_rank, config.block_size, config.prefix_cache
+        )
         self.num_preemptions = 0
         self._sequences: dict[int, Sequence] = {}
         self._waiting: list[Sequence] = []
@@ -113,7 +116,7 @@ class Scheduler(ABC):
         """Drain the ids of sequences whose state the ranks must drop, in order.
 
         Each had been planned since it was last released; its last step is complete. A
-        preempted one is planned again later, from position 0.
+        preempted one is planned again later, as if it were new.
         """
         released, self._released = self._released, []
         return released
@@ -158,6 +161,7 @@ class Scheduler(ABC):
             seq = self._sequences[item.seq_id]
             seq.in_flight = False
             seq.num_computed = item.stop
+            self.ledger.publish(seq.seq_id, seq.token_ids, item.stop, seq.salts[-1])
             if seq.aborted:
                 self._end(seq)
             elif item.sample:
@@ -176,7 +180,7 @@ class Scheduler(ABC):
 
     @property
     def num_waiting_tokens(self) -> int:
-        """Tokens to prefill of sequences not started, or preempted."""
+        """Tokens of sequences not started, or preempted, whether cached or not."""
         return sum(seq.num_tokens for seq in self._waiting)
 
     @property
@@ -222,9 +226,22 @@ class Scheduler(ABC):
         """Sequences that may start: so many more can hold KV."""
         return self.config.max_running - len(self._prefilling) - len(self._running)
 
-    def _start(self, seq: Sequence) -> None:
+    def _find_prefix(self, seq: Sequence) -> Prefix:
+        """What the cache has now of a waiting sequence."""
+        scores = seq.sampling.prompt_logprobs and not seq.output_ids
+        # The row of every token that is scored must be computed.
+        prefix = (
+            NO_PREFIX if scores else self.ledger.match(seq.token_ids, seq.num_tokens, seq.salts)
+        )
+        seq.expected_cached = prefix.num_tokens
+        return prefix
+
+    def _start(self, seq: Sequence, prefix: Prefix) -> None:
         """A waiting sequence, whose blocks have just been placed, begins its prefill."""
         self._move(seq, SequenceStatus.PREFILLING)
+        seq.num_computed = seq.expected_cached = prefix.num_tokens
+        if seq.num_cached is None:
+            seq.num_cached = prefix.num_tokens
 
     def _preempt(self, seq: Sequence) -> None:
         """Queue a sequence that lost its KV."""

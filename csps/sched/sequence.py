@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import NamedTuple
 
-from csps.core.attention import DENSE, AttentionParams
+from csps.core.attention import DENSE, AttentionKind, AttentionParams
 from csps.core.plan import SampledToken
 from csps.core.request import FinishReason, SamplingParams
 from csps.sched.placement import Stages
@@ -25,7 +25,8 @@ class Sequence:
     starts as sampling.max_tokens and is lowered to the context length by the scheduler.
     `arrival`: the scheduler's virtual time then, no two alike. `num_computed`: tokens whose
     KV is in the pages. `stages`: prefill steps not yet planned, where they were fixed in
-    advance.
+    advance. `expected_cached`: tokens of a waiting sequence that the prefix cache had when last
+    looked. `num_cached`: those it had when the sequence first started, None before.
     """
 
     seq_id: int
@@ -41,6 +42,8 @@ class Sequence:
     in_flight: bool = False
     aborted: bool = False
     stages: Stages = ()
+    expected_cached: int = 0
+    num_cached: int | None = None
     stop_ids: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
@@ -53,6 +56,24 @@ class Sequence:
     @property
     def num_tokens(self) -> int:
         return len(self.prompt_ids) + len(self.output_ids)
+
+    @property
+    def num_left(self) -> int:
+        """Tokens to prefill: of a waiting sequence those it does not expect to find cached."""
+        return self.num_tokens - (self.num_computed or self.expected_cached)
+
+    @property
+    def salts(self) -> tuple[str, ...]:
+        """How KV that it may read was computed, preferred first; the last is its own way.
+
+        Whoever asked for a share gamma reads exact KV and what kept that share, no less.
+        """
+        params = self.attention
+        if params.kind is AttentionKind.DENSE:
+            return (params.kind,)
+        # Rounded, because clients send gamma in single precision.
+        detail = f"{params.gamma:.6g}" if params.kind is AttentionKind.CSA else params.window_blocks
+        return (AttentionKind.DENSE, f"{params.kind} {detail}")
 
     def token_ids(self, start: int, stop: int) -> tuple[int, ...]:
         """Prompt and output tokens at positions [start, stop)."""

@@ -8,7 +8,10 @@ from csps.sched.sequence import Sequence
 def prefill_work(
     seq: Sequence, slices: tuple[Slice, ...], new_extents: tuple[Extent, ...] = ()
 ) -> Work:
-    """Compute `slices`, which follow each other; draw a token if they reach the end."""
+    """Compute `slices`, which follow each other; draw a token if they reach the end.
+
+    `new_extents`: all blocks of the sequence, where this is its first step.
+    """
     start, stop = slices[0].start, slices[-1].stop
     return Work(
         seq_id=seq.seq_id,
@@ -17,7 +20,7 @@ def prefill_work(
         slices=slices,
         new_extents=new_extents,
         sample=stop == seq.num_tokens,
-        sampling=seq.sampling_from_here() if start == 0 else None,
+        sampling=seq.sampling_from_here() if new_extents else None,
         attention=seq.attention,
         targets=_targets(seq, start, stop),
     )

@@ -1,80 +1,25 @@
-"""Random arrivals and aborts for any scheduler, against ranks that see plans alone."""
-
-from collections.abc import Iterable
+"""Random arrivals and aborts for any scheduler, against simulated ranks."""
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from csps.core.attention import DENSE, AttentionKind, AttentionParams
 from csps.core.errors import InvalidRequestError, OverloadedError
-from csps.core.plan import Lane, SampledToken, StepPlan, Work
+from csps.core.plan import Lane, StepPlan
 from csps.core.request import FinishReason, SamplingParams
-from csps.sched.config import SchedulerConfig
 from csps.sched.scheduler import Scheduler
 from csps.sched.sequence import Sequence
+from tests.unit.simulated_ranks import SimulatedRanks, prompt_of, token_at
 
 STOP_TOKEN = 13
 
 
-def token_at(seq_id: int, position: int) -> int:
-    """The token every prompt has, and every step draws, at a position: recomputing agrees."""
-    return (seq_id * 31 + position * 7) % 41
-
-
-class SimulatedRanks:
-    """State of all ranks, rebuilt from plans and released ids; a KV entry names its token."""
-
-    def __init__(self, config: SchedulerConfig) -> None:
-        self.block_size = config.block_size
-        self.pages: dict[int, list[tuple[int, int]]] = {}  # seq_id: (rank, page) by block
-        self.computed: dict[int, int] = {}
-        self.kv: dict[tuple[int, int, int], tuple[int, int, int]] = {}
-        self.next_step = dict.fromkeys(Lane, 0)
-
-    def release(self, seq_ids: Iterable[int]) -> None:
-        for seq_id in seq_ids:
-            del self.pages[seq_id], self.computed[seq_id]
-
-    def start(self, plan: StepPlan) -> None:
-        """Write the KV of a plan: at once, so that a page reused too early shows later."""
-        assert plan.step_id == self.next_step[plan.lane]
-        self.next_step[plan.lane] += 1
-        assert plan.work
-        assert len({item.seq_id for item in plan.work}) == len(plan.work)
-        for item in plan.work:
-            self._start(item)
-
-    def _start(self, item: Work) -> None:
-        assert (item.sampling is not None) == (item.seq_id not in self.pages)
-        pages = self.pages.setdefault(item.seq_id, [])
-        assert item.start == self.computed.setdefault(item.seq_id, 0)
-        for rank, first, num in item.new_extents:
-            pages.extend((rank, page) for page in range(first, first + num))
-        at = item.start
-        for piece in item.slices:
-            assert piece.start == at, "a position is computed twice or never"
-            assert piece.num_tokens > 0
-            for position in range(piece.start, piece.stop):
-                rank, page = pages[position // self.block_size]
-                assert rank == piece.rank, "the rank that computes a block must own it"
-                token = item.token_ids[position - item.start]
-                entry = (item.seq_id, position, token)
-                self.kv[rank, page, position % self.block_size] = entry
-            at = piece.stop
-        assert at == item.stop
-        self.computed[item.seq_id] = at
-
-    def finish(self, plan: StepPlan) -> dict[int, SampledToken]:
-        """Read the KV each sequence of the plan attends to, then draw."""
-        sampled = {}
-        for item in plan.work:
-            for position in range(item.stop):
-                rank, page = self.pages[item.seq_id][position // self.block_size]
-                want = (item.seq_id, position, token_at(item.seq_id, position))
-                assert self.kv[rank, page, position % self.block_size] == want
-            if item.sample:
-                token = SampledToken(item.seq_id, token_at(item.seq_id, item.stop))
-                sampled[item.seq_id] = token
-        return sampled
+ATTENTIONS = (
+    DENSE,
+    AttentionParams(AttentionKind.CSA, gamma=0.9),
+    AttentionParams(AttentionKind.CSA, gamma=0.95),
+    AttentionParams(AttentionKind.CSA_DISTANCE, window_blocks=4),
+)
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -103,18 +48,29 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_tokens=st.one_of(st.none(), st.integers(1, 30)),
         min_tokens=st.integers(0, 10),
         ignore_eos=st.booleans(),
+        attention=st.sampled_from(ATTENTIONS),
+        scores=st.sampled_from([False, False, False, True]),
     )
     def arrive(
-        self, num_prompt: int, max_tokens: int | None, min_tokens: int, ignore_eos: bool
+        self,
+        num_prompt: int,
+        max_tokens: int | None,
+        min_tokens: int,
+        ignore_eos: bool,
+        attention: AttentionParams,
+        scores: bool,
     ) -> None:
         seq_id, self.next_id = self.next_id, self.next_id + 1
-        prompt = tuple(token_at(seq_id, position) for position in range(num_prompt))
         if max_tokens is not None:
             min_tokens = min(min_tokens, max_tokens)
         sampling = SamplingParams(
-            max_tokens=max_tokens, min_tokens=min_tokens, ignore_eos=ignore_eos
+            max_tokens=max_tokens,
+            min_tokens=min_tokens,
+            ignore_eos=ignore_eos,
+            prompt_logprobs=1 if scores else None,
         )
-        seq = Sequence(seq_id, prompt, sampling, eos_ids=frozenset({STOP_TOKEN}))
+        prompt, stops = prompt_of(seq_id, num_prompt), frozenset({STOP_TOKEN})
+        seq = Sequence(seq_id, prompt, sampling, stops, attention)
         queued = self.scheduler.num_waiting_tokens
         try:
             self.scheduler.add(seq)
@@ -220,8 +176,11 @@ class SchedulerMachine(RuleBasedStateMachine):
             ]
             assert held == pages
         assert scheduler.ledger.num_sequences == len(self.ranks.pages)
-        held_pages = sum(len(pages) for pages in self.ranks.pages.values())
-        assert abs(scheduler.kv_usage * self.config.total_pages - held_pages) < 1e-6
+        held_pages = {page for pages in self.ranks.pages.values() for page in pages}
+        assert abs(scheduler.kv_usage * self.config.total_pages - len(held_pages)) < 1e-6
+        stats = scheduler.ledger.cache_stats
+        assert stats.hit_tokens == self.ranks.num_cached
+        assert self.config.prefix_cache or not stats.num_blocks
 
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):

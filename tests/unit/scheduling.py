@@ -1,6 +1,10 @@
 """What the tests of all schedulers share."""
 
-from csps.core.plan import Lane, SampledToken, StepPlan
+from collections.abc import Sequence as Seq
+from dataclasses import replace
+
+from csps.core.attention import DENSE, AttentionParams
+from csps.core.plan import Lane, SampledToken, StepPlan, Work
 from csps.core.request import SamplingParams
 from csps.sched.config import SchedulerConfig
 from csps.sched.scheduler import Scheduler
@@ -15,7 +19,12 @@ CONFIG = SchedulerConfig(
     max_running=8,
     max_waiting_tokens=1000,
     max_model_len=200,
+    prefix_cache=False,  # all prompts begin alike
 )
+
+
+CACHING = replace(CONFIG, prefix_cache=True, token_budget=32)
+DOCUMENT = tuple(range(100, 164))  # 16 blocks
 
 
 def sequence(seq_id: int, num_tokens: int, **sampling: int | tuple[int, ...]) -> Sequence:
@@ -50,3 +59,36 @@ def step(scheduler: Scheduler, lane: Lane) -> StepPlan | None:
 
 def planned(plan: StepPlan | None) -> list[int]:
     return [] if plan is None else [item.seq_id for item in plan.work]
+
+
+def ask(
+    scheduler: Scheduler,
+    seq_id: int,
+    prompt: Seq[int],
+    attention: AttentionParams = DENSE,
+    **sampling: int,
+) -> Sequence:
+    """As `add`, with a prompt of its own: for schedulers that have a prefix cache."""
+    seq = Sequence(seq_id, tuple(prompt), SamplingParams(**sampling), attention=attention)
+    scheduler.add(seq)
+    return seq
+
+
+def serve(
+    scheduler: Scheduler,
+    seq_id: int,
+    prompt: Seq[int],
+    attention: AttentionParams = DENSE,
+    **sampling: int,
+) -> Sequence:
+    """A sequence from start to end."""
+    seq = ask(scheduler, seq_id, prompt, attention, **{"max_tokens": 1, **sampling})
+    while any(scheduler.has_work(lane) for lane in scheduler.lanes):
+        for lane in scheduler.lanes:
+            step(scheduler, lane)
+    return seq
+
+
+def work_of(plan: StepPlan | None, seq_id: int) -> Work:
+    assert plan is not None
+    return next(item for item in plan.work if item.seq_id == seq_id)

@@ -20,6 +20,7 @@ CONFIG = SchedulerConfig(
     max_waiting_tokens=1000,
     max_model_len=200,
     token_budget=10,
+    prefix_cache=False,  # all prompts begin alike
 )
 
 

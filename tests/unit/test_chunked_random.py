@@ -26,6 +26,7 @@ class ChunkedMachine(SchedulerMachine):
                 max_waiting_tokens=data.draw(st.integers(20, 200)),
                 max_model_len=data.draw(st.integers(8, 80)),
                 token_budget=data.draw(st.integers(1, 24)),
+                prefix_cache=data.draw(st.sampled_from([True, True, False])),
             )
         )
 

@@ -9,7 +9,8 @@ from csps.core.shards import num_blocks
 from csps.sched.config import SchedulerConfig
 from csps.sched.disagg import DisaggScheduler
 from csps.sched.sequence import Sequence
-from tests.unit.scheduler_machine import SchedulerMachine, SimulatedRanks, token_at
+from tests.unit.scheduler_machine import SchedulerMachine
+from tests.unit.simulated_ranks import SimulatedRanks, prompt_of
 
 
 class DisaggMachine(SchedulerMachine):
@@ -30,6 +31,7 @@ class DisaggMachine(SchedulerMachine):
                 ageing=data.draw(st.sampled_from([0.01, 0.5, 2.0])),
                 prefill_ranks=data.draw(some_ranks),
                 decode_ranks=data.draw(some_ranks),
+                prefix_cache=data.draw(st.sampled_from([True, True, False])),
             )
         )
 
@@ -43,8 +45,12 @@ class DisaggMachine(SchedulerMachine):
         """Each lane takes pages on its ranks; decode completes a prompt's last block elsewhere."""
         lane_ranks = set(self.config.ranks(plan.lane))
         for item in plan.work:
-            assert {extent.rank for extent in item.new_extents} <= lane_ranks
-            blocks = num_blocks(item.stop, self.config.block_size)
+            size = self.config.block_size
+            blocks = num_blocks(item.stop, size)
+            pages = self.ranks.pages[item.seq_id]
+            if item.new_extents:  # cached blocks stay on the ranks where they are
+                new = pages[item.start // size :] if item.sampling else pages[-1:]
+                assert {rank for rank, _ in new} <= lane_ranks
             if plan.lane is Lane.PREFILL:
                 self.prompt_blocks[item.seq_id] = blocks
             if blocks > self.prompt_blocks[item.seq_id] or plan.lane is Lane.PREFILL:
@@ -78,9 +84,7 @@ def test_shards_of_a_long_sequence_stay_balanced(
     )
     scheduler, ranks = DisaggScheduler(config), SimulatedRanks(config)
     for seq_id in range(1 + num_short):
-        prompt = tuple(
-            token_at(seq_id, position) for position in range(10 if seq_id else num_prompt)
-        )
+        prompt = prompt_of(seq_id, 10 if seq_id else num_prompt)
         scheduler.add(Sequence(seq_id, prompt, SamplingParams(max_tokens=100 if seq_id else 502)))
     held = (0,) * num_ranks
     while any(scheduler.has_work(lane) for lane in scheduler.lanes):

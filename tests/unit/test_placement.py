@@ -53,14 +53,20 @@ def test_growth_rank(
 
 
 def test_whole_rank_is_the_least_loaded_then_the_freest_with_room() -> None:
-    assert choose_whole_rank((0, 1), (9, 5, 1), (4, 0, 0)) == 1
-    assert choose_whole_rank((0, 1, 2), (3, 5, 4), (0, 0, 0)) == 1
-    assert choose_whole_rank((), (9, 5, 1), (4, 0, 0)) is None
+    none = (0, 0, 0)
+    assert choose_whole_rank((0, 1), none, (9, 5, 1), (4, 0, 0)) == 1
+    assert choose_whole_rank((0, 1, 2), none, (3, 5, 4), none) == 1
+    assert choose_whole_rank((), none, (9, 5, 1), (4, 0, 0)) is None
+
+
+def test_whole_rank_is_the_one_that_has_most_of_the_prefix() -> None:
+    assert choose_whole_rank((0, 1, 2), (1, 2, 2), (9, 1, 1), (0, 5, 4)) == 2
+    assert choose_whole_rank((0,), (1, 2, 2), (1, 9, 9), (5, 0, 0)) == 0
 
 
 def test_split_stages_name_the_prefill_ranks() -> None:
     config = replace(CONFIG, num_ranks=4, prefill_ranks=(3, 1), stage_tokens=16)
-    assert split_stages(30, config) == (
+    assert split_stages(0, 30, config) == (
         (Slice(3, 0, 4), Slice(1, 4, 8), Slice(1, 8, 12), Slice(3, 12, 16)),
         (Slice(3, 16, 20), Slice(1, 20, 24), Slice(1, 24, 28), Slice(3, 28, 30)),
     )
