@@ -278,6 +278,13 @@ def serve(
             rich_help_panel=SERVE,
         ),
     ] = None,
+    step_log: Annotated[
+        Path | None,
+        typer.Option(
+            help="Append a JSON line for every step: layout, tokens, times, bytes.",
+            rich_help_panel=SERVE,
+        ),
+    ] = None,
     log_level: Annotated[
         str, typer.Option(help="DEBUG, INFO, ...", rich_help_panel=SERVE)
     ] = "INFO",
@@ -336,5 +343,6 @@ def serve(
         port=port,
         control_host=control_host,
         control_port=control_port,
+        step_log=step_log,
     )
     asyncio.run(run_server(config, start_workers=workers > 0, ready_file=ready_file))

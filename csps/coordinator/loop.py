@@ -14,6 +14,7 @@ from typing import Any
 from csps.coordinator.counters import LaneCounters
 from csps.coordinator.live import Ended, LiveRequest, Prefilled
 from csps.coordinator.sparse import SparseSummary
+from csps.coordinator.step_log import StepLog
 from csps.core.errors import CspsError, DuplicateRequestError, UnavailableError
 from csps.core.plan import Lane, StepPlan, StepResult
 from csps.core.request import FinishReason
@@ -28,10 +29,15 @@ class EngineLoop:
     """Owns the scheduler and the live requests."""
 
     def __init__(
-        self, scheduler: Scheduler, fleet: Fleet, layouts: Mapping[Lane, LayoutPolicy]
+        self,
+        scheduler: Scheduler,
+        fleet: Fleet,
+        layouts: Mapping[Lane, LayoutPolicy],
+        step_log: StepLog | None = None,
     ) -> None:
         self.scheduler = scheduler
         self._layouts = layouts
+        self._step_log = step_log
         self.counters = {lane: LaneCounters() for lane in scheduler.lanes}
         self.sparse = SparseSummary()  # of all requests, with `num_sparse` of them
         self.num_sparse = 0
@@ -125,6 +131,8 @@ class EngineLoop:
             events = self.scheduler.complete(plan, sampled)
             self._release()
             self.counters[lane].add(plan, results, decision)
+            if self._step_log is not None:
+                self._step_log.add(plan, results, decision)
             self._note_prefilled(plan)
             self._note_sparse(plan, results)
             self._note_scored(results)

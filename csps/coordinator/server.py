@@ -20,6 +20,7 @@ from csps.coordinator.launcher import LocalWorkers
 from csps.coordinator.loop import EngineLoop
 from csps.coordinator.schedule import make_layouts, make_scheduler
 from csps.coordinator.service import GenerationService
+from csps.coordinator.step_log import StepLog
 from csps.core.config import ServerConfig, WorkerSetup
 from csps.core.errors import ConfigError, UnavailableError
 from csps.rpc.fleet import Fleet
@@ -77,6 +78,8 @@ class Server:
         """Serve until `stop`. `on_ready(server, model, blocks per rank)` is called once."""
         # What is pushed last ends first: streams, then the threads they use, ranks, ports.
         async with contextlib.AsyncExitStack() as stack:
+            log = self._config.step_log
+            step_log = stack.enter_context(StepLog(log)) if log is not None else None
             model = await asyncio.to_thread(load_served_model, self._config.setup)
             fleet = Fleet(self._config)
             service = GenerationService(self._config)
@@ -90,7 +93,9 @@ class Server:
             num_blocks = await self._unless_stopped(fleet.wait_ready())
             if num_blocks is None:
                 return
-            frontend = await self._unless_stopped(self._frontend(model, fleet, num_blocks))
+            frontend = await self._unless_stopped(
+                self._frontend(model, fleet, num_blocks, step_log)
+            )
             if frontend is None:
                 return
             stack.callback(frontend.close)
@@ -139,12 +144,14 @@ class Server:
                 task.cancel()
             await asyncio.gather(engine, heartbeats, stopped, return_exceptions=True)
 
-    async def _frontend(self, model: ServedModel, fleet: Fleet, num_blocks: int) -> Frontend:
+    async def _frontend(
+        self, model: ServedModel, fleet: Fleet, num_blocks: int, step_log: StepLog | None
+    ) -> Frontend:
         scheduler = make_scheduler(self._config, model.max_model_len, num_blocks)
         layouts = await make_layouts(self._config, fleet, scheduler)
         return Frontend(
             model,
-            EngineLoop(scheduler, fleet, layouts),
+            EngineLoop(scheduler, fleet, layouts, step_log),
             placement=self._config.setup.placement,
             csa_min_tokens=self._config.csa_min_tokens,
         )

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 
 from csps.core.attention import DENSE, AttentionParams, CsaConfig
 from csps.core.plan import Layout
@@ -47,7 +48,8 @@ class ServerConfig:
     of more than `shift_threshold` tokens have SP, 0 meaning that a cost model decides. `ageing`,
     `prefill_ranks`, `decode_ranks` as in csps.sched.config. `step_timeout_s`: a step that some
     rank has not finished by then means that the rank is lost. `attention`: of requests that do
-    not choose; prompts shorter than `csa_min_tokens` are always dense.
+    not choose; prompts shorter than `csa_min_tokens` are always dense. `step_log`: where every
+    step is noted.
     """
 
     setup: WorkerSetup
@@ -69,6 +71,7 @@ class ServerConfig:
     port: int = 0
     control_host: str = "127.0.0.1"
     control_port: int = 0
+    step_log: Path | None = None
     start_timeout_s: float = 600.0
     step_timeout_s: float = 900.0
     heartbeat_timeout_s: float = 30.0

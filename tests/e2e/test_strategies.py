@@ -1,10 +1,14 @@
 """Every strategy behind the same interface: same tokens, its own lanes and layouts."""
 
+import json
+from collections import Counter
 from pathlib import Path
 
 import grpc
 import pytest
 
+from csps.bench.server import ServerProcess
+from csps.core.errors import UnavailableError
 from csps.v1 import generation_pb2 as pb
 from tests.e2e.harness import eventually, is_idle, prompt, request, serve
 
@@ -55,3 +59,28 @@ def test_sparse_attention_where_kv_is_by_head(tiny: Path) -> None:
             server.generate(message)
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert "attention.kind" in caught.value.details()
+
+
+def test_steps_are_logged(tiny: Path, tmp_path: Path) -> None:
+    """What the log says of steps is what the server counts."""
+    path = tmp_path / "steps.jsonl"
+    flags = ("--model", str(tiny), "--strategy", "shift", "--workers", "2")
+    with serve(*flags, "--step-log", str(path)) as server:
+        server.generate(request(prompt(700), max_tokens=5, ignore_eos=True))
+        (lane,) = server.info().lanes
+    steps = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [step["lane"] for step in steps] == ["mixed"] * lane.steps
+    assert sum(step["num_tokens"] for step in steps) == lane.tokens == 704
+    for step in steps:
+        assert step["predicted_s"][step["layout"]] == min(step["predicted_s"].values())
+        assert len(step["wall_s"]) == 2
+    totals = Counter()
+    for step in steps:
+        totals.update(step["bytes_sent"])
+    assert totals == lane.bytes_sent
+
+
+def test_a_step_log_that_cannot_be_written(tiny: Path) -> None:
+    server = ServerProcess("--model", str(tiny), "--step-log", "/nowhere/steps.jsonl")
+    with pytest.raises(UnavailableError, match="--step-log: /nowhere"), server:
+        pass
