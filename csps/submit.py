@@ -162,10 +162,12 @@ def _report(answer: Answer) -> str:
     gaps = gaps_ms(answer.arrivals)
     decode_s = complete.last_token_s - complete.first_token_s
     rate = (complete.output_tokens - 1) / decode_s if decode_s > 0 else 0.0
+    cached = f" ({complete.cached_tokens} cached)" if complete.cached_tokens else ""
+    computed = complete.prompt_tokens - complete.cached_tokens
     prefill_s = complete.first_token_s - complete.first_scheduled_s
     return (
-        f"[dim]{complete.prompt_tokens} prompt tokens, TTFT {complete.first_token_s:.2f} s "
-        f"({complete.prompt_tokens / max(prefill_s, 1e-9):.0f} tok/s), "
+        f"[dim]{complete.prompt_tokens} prompt tokens{cached}, TTFT {complete.first_token_s:.2f} s "
+        f"({computed / max(prefill_s, 1e-9):.0f} tok/s), "
         f"{complete.output_tokens} output tokens, TBT p50 {percentile(gaps, 0.5):.0f} ms "
         f"p99 {percentile(gaps, 0.99):.0f} ms ({rate:.1f} tok/s), {complete.finish_reason}"
         f"{_sparse_report(complete)}[/]"
@@ -205,6 +207,7 @@ def _json(answer: Answer) -> dict[str, object]:
         "usage": {
             "prompt_tokens": complete.prompt_tokens if complete else None,
             "output_tokens": len(answer.token_ids),
+            "cached_tokens": complete.cached_tokens if complete else None,
         },
         "timings": _timings(complete) if complete else None,
         "attention": asdict(complete.sparse) if complete and complete.sparse else None,

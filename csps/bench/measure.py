@@ -31,7 +31,8 @@ class ServerFlags:
             *("--model", self.model, "--workers", str(self.ranks)),
             *("--threads-per-rank", str(self.threads_per_rank)),
             *("--dtype", self.dtype, "--stage-tokens", str(self.stage_tokens)),
-            *("--log-level", "WARNING"),
+            # A prompt that is measured again must be computed again.
+            *("--log-level", "WARNING", "--no-prefix-cache"),
             *self.extra,
         ]
 

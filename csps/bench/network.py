@@ -42,6 +42,7 @@ class NetworkFlags:
             *("--dtype", self.dtype, "--stage-tokens", str(self.stage_tokens)),
             *("--csa-gamma", str(self.gamma), "--csa-wire", self.csa_wire),
             *("--csa-min-tokens", str(self.csa_min_tokens), "--log-level", "WARNING"),
+            "--no-prefix-cache",
         ]
 
 

@@ -166,6 +166,14 @@ def serve(
             rich_help_panel=SCHEDULE,
         ),
     ] = "",
+    no_prefix_cache: Annotated[
+        bool,
+        typer.Option(
+            "--no-prefix-cache",
+            help="Compute every prompt from its start, even if its KV is there from another.",
+            rich_help_panel=SCHEDULE,
+        ),
+    ] = False,
     max_running: Annotated[
         int,
         typer.Option(
@@ -335,6 +343,7 @@ def serve(
         ageing=ageing,
         prefill_ranks=parse_ranks("--prefill-ranks", prefill_ranks, num_ranks // tp),
         decode_ranks=parse_ranks("--decode-ranks", decode_ranks, num_ranks // tp),
+        prefix_cache=not no_prefix_cache,
         attention=parse_attention(strategy, attention, csa_gamma, csa_window),
         csa_min_tokens=csa_min_tokens,
         max_running=max_running,

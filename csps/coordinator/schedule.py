@@ -32,6 +32,7 @@ def make_scheduler(config: ServerConfig, max_model_len: int, num_blocks: int) ->
             ageing=config.ageing,
             prefill_ranks=config.prefill_ranks,
             decode_ranks=config.decode_ranks,
+            prefix_cache=config.prefix_cache,
             max_running=config.max_running,
             max_waiting_tokens=config.max_waiting_tokens,
             max_model_len=max_model_len,

@@ -15,6 +15,7 @@ from csps.core.errors import InvalidRequestError, UnavailableError, UnknownReque
 from csps.core.request import FinishReason
 from csps.rpc import convert
 from csps.rpc.convert_attention import ATTENTION_FROM_PROTO, ATTENTION_TO_PROTO
+from csps.sched.ledger import Ledger
 from csps.v1 import generation_pb2 as pb
 from csps.v1 import generation_pb2_grpc
 
@@ -167,6 +168,7 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
             sparse=loop.sparse.to_proto(),
             token_budget=config.token_budget,
             preemptions=scheduler.num_preemptions,
+            prefix_cache=_prefix_cache(scheduler.ledger) if config.prefix_cache else None,
         )
 
     async def GetLoad(self, request: pb.GetLoadRequest, context: Context) -> pb.GetLoadResponse:
@@ -177,6 +179,16 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
             queued_tokens=scheduler.num_waiting_tokens,
             kv_usage=scheduler.kv_usage,
         )
+
+
+def _prefix_cache(ledger: Ledger) -> pb.PrefixCache:
+    stats = ledger.cache_stats
+    return pb.PrefixCache(
+        query_tokens=stats.query_tokens,
+        hit_tokens=stats.hit_tokens,
+        blocks=stats.num_blocks,
+        evictions=stats.num_evictions,
+    )
 
 
 def _prompt(request: pb.GenerateRequest) -> Prompt:
@@ -219,7 +231,11 @@ def _chunk(piece: Piece) -> pb.Chunk:
 def _complete(live: LiveRequest, finish: FinishReason, num_output: int) -> pb.Complete:
     return pb.Complete(
         finish_reason=_FINISH[finish],
-        usage=pb.Usage(prompt_tokens=len(live.seq.prompt_ids), output_tokens=num_output),
+        usage=pb.Usage(
+            prompt_tokens=len(live.seq.prompt_ids),
+            output_tokens=num_output,
+            cached_tokens=live.seq.num_cached or 0,
+        ),
         timings=pb.Timings(
             queued_s=elapsed(live, live.queued),
             first_scheduled_s=elapsed(live, live.first_scheduled),

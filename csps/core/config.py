@@ -46,10 +46,10 @@ class ServerConfig:
     this long are split over the ranks. `stage_tokens`: new tokens of one prefill step;
     `token_budget`: of one mixed step. `layout`: of steps that may have either. Without one, those
     of more than `shift_threshold` tokens have SP, 0 meaning that a cost model decides. `ageing`,
-    `prefill_ranks`, `decode_ranks` as in csps.sched.config. `step_timeout_s`: a step that some
-    rank has not finished by then means that the rank is lost. `attention`: of requests that do
-    not choose; prompts shorter than `csa_min_tokens` are always dense. `step_log`: where every
-    step is noted.
+    `prefill_ranks`, `decode_ranks`, `prefix_cache` as in csps.sched.config. `step_timeout_s`: a
+    step that some rank has not finished by then means that the rank is lost. `attention`: of
+    requests that do not choose; prompts shorter than `csa_min_tokens` are always dense.
+    `step_log`: where every step is noted.
     """
 
     setup: WorkerSetup
@@ -63,6 +63,7 @@ class ServerConfig:
     ageing: float = 0.5
     prefill_ranks: tuple[int, ...] = ()
     decode_ranks: tuple[int, ...] = ()
+    prefix_cache: bool = True
     attention: AttentionParams = DENSE
     csa_min_tokens: int = 2048
     max_running: int = 64

@@ -98,7 +98,7 @@ class Complete:
     """The end. Times in seconds since the server received the request.
 
     `sparse` is None if the prefill was dense. `prompt_logprobs`: natural, of the prompt's last
-    tokens, as many as were asked for.
+    tokens, as many as were asked for. `cached_tokens` of the prompt were not computed.
     """
 
     finish_reason: FinishReason
@@ -110,6 +110,7 @@ class Complete:
     last_token_s: float
     sparse: SparseOutcome | None = None
     prompt_logprobs: tuple[float, ...] = ()
+    cached_tokens: int = 0
 
 
 Event = Progress | Chunk | Complete
@@ -265,4 +266,5 @@ def _event(response: pb.GenerateResponse) -> Event:
         last_token_s=timings.last_token_s,
         sparse=_sparse(complete.attention) if complete.HasField("attention") else None,
         prompt_logprobs=tuple(complete.prompt_logprobs),
+        cached_tokens=complete.usage.cached_tokens,
     )
