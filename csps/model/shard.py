@@ -9,15 +9,27 @@ of a range of the vocabulary.
 import copy
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from csps.core.heads import HeadPart, all_heads
 from csps.core.model_config import ModelConfig
-from csps.model.layers import Linear, linear
+from csps.model.layers import Linear
 from csps.model.llama import Attention, Llama, SwiGLU
+
+# Fewer rows than this are not worth a message of their own.
+MIN_PIECE_ROWS = 128
+
+
+class Summing(Protocol):
+    """A sum under way: the tensor must not be touched before `wait` returns."""
+
+    def wait(self) -> None: ...
+
+
+Reduce = Callable[[Tensor], Summing]
 
 
 class ModelPart(NamedTuple):
@@ -66,15 +78,16 @@ def tensor_parallel(
     *,
     rank: int,
     size: int,
-    reduce: Callable[[Tensor], Tensor],
+    reduce: Reduce,
+    num_pieces: int = 1,
 ) -> Llama:
     """A model that runs `part` of `model`'s weights together with the other ranks.
 
     `model` holds the weights of `resident`, which `part` lies in, and stays as it is: the new
     module tree has views of its storage, so that there can be one per lane and layout. `reduce`
-    sums a contiguous [T, E] over the ranks, in place or not, and returns the sum; it is called
-    twice per layer, in the same order on every rank. `logits` gives the vocabulary_range of
-    `rank` of `size`.
+    starts to sum a contiguous [T, E] over the ranks, in place; calls come in the same order on
+    every rank. In steps of many tokens each sub-layer sums `num_pieces` pieces, each while the next
+    is computed. `logits` gives the vocabulary_range of `rank` of `size`.
     """
     shared: dict[int, object] = {id(tensor): tensor for tensor in model.parameters()}
     shared.update((id(tensor), tensor) for tensor in model.buffers())
@@ -82,16 +95,17 @@ def tensor_parallel(
     view = copy.deepcopy(model, shared)
     view.config = part_config(model.config, part)
     for layer in view.layers:
-        _view_attention(layer.attention, resident.heads, part.heads, reduce)
-        _view_mlp(layer.mlp, resident.columns[0], part.columns, reduce)
+        _view_attention(layer.attention, resident.heads, part.heads)
+        _view_mlp(layer.mlp, resident.columns[0], part.columns)
+        output, mlp = layer.attention.output, layer.mlp
+        layer.attention.output = _Summed(output, _take_bias(output), reduce, num_pieces)
+        layer.mlp = _Summed(mlp, _take_bias(mlp.down), reduce, num_pieces)
     rows = slice(*vocabulary_range(model.config.vocab_size, rank, size))
     view.head = nn.Parameter(model.head[rows], requires_grad=False)
     return view
 
 
-def _view_attention(
-    attention: Attention, resident: HeadPart, part: HeadPart, reduce: Callable[[Tensor], Tensor]
-) -> None:
+def _view_attention(attention: Attention, resident: HeadPart, part: HeadPart) -> None:
     """Rows of qkv are KV-head-major: a head's queries, its key, its value (see Attention)."""
     dim, group = attention.head_dim, resident.group_size
     first = (part.first - resident.first) * (group + 2)
@@ -105,17 +119,20 @@ def _view_attention(
     parts = [attention.qkv.outputs(start * dim, end * dim) for start, end in ranges]
     attention.qkv = parts[0] if len(parts) == 1 else _SideBySide(parts)
     queries = (part.first - resident.first) * group + part.group_first - resident.group_first
-    output = attention.output.inputs(queries * dim, (queries + part.num_heads) * dim)
-    attention.output = _SummedLinear(output, reduce)
+    attention.output = attention.output.inputs(queries * dim, (queries + part.num_heads) * dim)
     attention.num_kv_heads, attention.group_size = part.num_kv_heads, part.group_size
 
 
-def _view_mlp(
-    mlp: SwiGLU, first: int, columns: tuple[int, int], reduce: Callable[[Tensor], Tensor]
-) -> None:
+def _view_mlp(mlp: SwiGLU, first: int, columns: tuple[int, int]) -> None:
     start, stop = columns[0] - first, columns[1] - first
     mlp.gate, mlp.up = mlp.gate.outputs(start, stop), mlp.up.outputs(start, stop)
-    mlp.down = _SummedLinear(mlp.down.inputs(start, stop), reduce)
+    mlp.down = mlp.down.inputs(start, stop)
+
+
+def _take_bias(linear: Linear) -> Tensor | None:
+    """Remove the bias: it is added after the sum, or it would be added once per rank."""
+    bias, linear.bias = linear.bias, None
+    return bias
 
 
 class _SideBySide(nn.Module):
@@ -129,17 +146,28 @@ class _SideBySide(nn.Module):
         return torch.cat([part(x_TI) for part in self.parts], dim=1)
 
 
-class _SummedLinear(nn.Module):
-    """A Linear whose input columns are spread over ranks: partial products, summed."""
+class _Summed(nn.Module):
+    """A sub-layer whose output each rank has a term of: the terms, summed, and the bias.
 
-    def __init__(self, part: Linear, reduce: Callable[[Tensor], Tensor]) -> None:
+    Rows are independent, so that one piece of them is summed while the next is computed.
+    """
+
+    def __init__(
+        self, term: nn.Module, bias: Tensor | None, reduce: Reduce, num_pieces: int
+    ) -> None:
         super().__init__()
-        self.part = part
+        self.term = term
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self._reduce = reduce
+        self._num_pieces = num_pieces
 
     def forward(self, x_TI: Tensor) -> Tensor:
-        part = self.part
-        y = linear(x_TI, part.weight, None, upcast=part.upcast, out_dtype=x_TI.dtype)
-        y = self._reduce(y)
-        # After the sum, or it would be added once per rank.
-        return y if part.bias is None else y.add_(part.bias)
+        num_pieces = self._num_pieces if len(x_TI) >= MIN_PIECE_ROWS * self._num_pieces else 1
+        sums, under_way = [], []
+        for piece in x_TI.split(-(-len(x_TI) // num_pieces)):
+            sums.append(self.term(piece))
+            under_way.append(self._reduce(sums[-1]))
+        for handle in under_way:
+            handle.wait()
+        y = sums[0] if len(sums) == 1 else torch.cat(sums)
+        return y if self.bias is None else y.add_(self.bias)

@@ -133,18 +133,18 @@ class TensorComm:
         self._group = group
         self._clock = clock
 
-    def all_reduce(self, partial: Tensor) -> Tensor:
-        """Sum `partial` over the ranks, in place; the caller waits (nothing else to do).
+    def all_reduce(self, partial: Tensor) -> Handle:
+        """Begin to sum `partial` over the ranks, in place; beside the caller's computation.
 
         Bytes are those of a ring all-reduce: 2 (size - 1) / size of the tensor.
         """
         if self._group is None or not partial.numel():
-            return partial
-        begun = time.perf_counter()
-        dist.all_reduce(partial, group=self._group)
+            return NothingToWaitFor()
         moved = 2 * (self.size - 1) * partial.numel() * partial.element_size() // self.size
-        self._count("hidden", begun, sent=moved, received=moved)
-        return partial
+        self._clock.bytes_sent["hidden"] += moved
+        self._clock.bytes_received["hidden"] += moved
+        work = dist.all_reduce(partial, group=self._group, async_op=True)
+        return InlineHandle([work], self._clock)
 
     def gather_columns(self, part_NV: Tensor) -> Tensor | None:
         """Parts of equal width side by side, in rank order, on rank 0; None on the others."""
@@ -155,17 +155,10 @@ class TensorComm:
         parts = [torch.empty_like(part_NV) for _ in range(self.size)] if is_root else None
         dist.gather(part_NV, parts, group=self._group, group_dst=0)
         size = part_NV.numel() * part_NV.element_size()
-        self._count(
-            "logits",
-            begun,
-            sent=0 if is_root else size,
-            received=(self.size - 1) * size if is_root else 0,
-        )
-        return None if parts is None else torch.cat(parts, dim=1)
-
-    def _count(self, kind: str, begun: float, *, sent: int, received: int) -> None:
         spent = time.perf_counter() - begun
         self._clock.comm_s += spent
         self._clock.exposed_s += spent
-        self._clock.bytes_sent[kind] += sent
-        self._clock.bytes_received[kind] += received
+        size = part_NV.numel() * part_NV.element_size()
+        self._clock.bytes_sent["logits"] += 0 if is_root else size
+        self._clock.bytes_received["logits"] += (self.size - 1) * size if is_root else 0
+        return None if parts is None else torch.cat(parts, dim=1)

@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 # Share of the memory that is free once the weights are in, for all ranks of a machine.
 KV_SHARE_CPU = 0.35
 KV_SHARE_CUDA = 0.85
+# Pieces of a sub-layer's output whose sum over ranks runs beside the next one's computation.
+NUM_PIECES = 4
 # More than this many full-length sequences per rank would never be used.
 MAX_FULL_SEQUENCES = 64
 
@@ -139,7 +141,10 @@ def build_runner(setup: WorkerSetup, place: Place, mesh: Mesh) -> tuple[Runner, 
     runner = Runner(
         rank=place.rank,
         attention=attention,
-        lanes={lane: _lane_engine(model, resident, mesh, lane) for lane in setup.placement.lanes},
+        lanes={
+            lane: _lane_engine(model, resident, mesh, lane, NUM_PIECES if setup.csa.pipeline else 1)
+            for lane in setup.placement.lanes
+        },
         block_size=setup.block_size,
         eos_ids=frozenset(config.eos_token_ids),
         device=mesh.device,
@@ -166,26 +171,34 @@ def _kernels(dtype: torch.dtype, device: torch.device, num_threads: int) -> Kern
     )
 
 
-def _lane_engine(model: Llama, resident: ModelPart, mesh: Mesh, lane: Lane) -> LaneEngine:
+def _lane_engine(
+    model: Llama, resident: ModelPart, mesh: Mesh, lane: Lane, num_pieces: int
+) -> LaneEngine:
     clock = CommClock()
     groups = mesh.lanes[lane]
     in_row = TensorComm(groups.tensor, mesh.t, mesh.tp, clock)
-    layouts = {Layout.SP: _layout_engine(model, resident, resident, in_row)}
+    layouts = {Layout.SP: _layout_engine(model, resident, resident, in_row, num_pieces)}
     if groups.all is groups.tensor:
         layouts[Layout.TP] = layouts[Layout.SP]
     else:
         everywhere = TensorComm(groups.all, mesh.s * mesh.tp + mesh.t, mesh.size, clock)
         part = resident.split(mesh.sp)[mesh.s]
-        layouts[Layout.TP] = _layout_engine(model, resident, part, everywhere)
+        layouts[Layout.TP] = _layout_engine(model, resident, part, everywhere, num_pieces)
     return LaneEngine(layouts=layouts, sequence=SequenceComm(mesh, lane, clock), clock=clock)
 
 
 def _layout_engine(
-    model: Llama, resident: ModelPart, part: ModelPart, comm: TensorComm
+    model: Llama, resident: ModelPart, part: ModelPart, comm: TensorComm, num_pieces: int
 ) -> LayoutEngine:
     if comm.size > 1:
         model = tensor_parallel(
-            model, resident, part, rank=comm.rank, size=comm.size, reduce=comm.all_reduce
+            model,
+            resident,
+            part,
+            rank=comm.rank,
+            size=comm.size,
+            reduce=comm.all_reduce,
+            num_pieces=num_pieces,
         )
     return LayoutEngine(model, comm)
 

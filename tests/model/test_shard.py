@@ -11,6 +11,7 @@ from csps.checkpoint.locate import locate
 from csps.model.llama import Llama
 from csps.model.loader import load_model
 from csps.model.shard import ModelPart, part_config, tensor_parallel, whole_model
+from csps.parallel.overlap import NothingToWaitFor
 from tests.checkpoints import write_gguf, write_tiny
 from tests.model.reference import load, logits, random_tokens
 
@@ -29,7 +30,7 @@ class Group:
             self._barrier.wait()
             x.copy_(torch.stack(self._parts).sum(0))
             self._barrier.wait()
-            return x
+            return NothingToWaitFor()
 
         return reduce
 
@@ -60,7 +61,7 @@ def load_ranks(path, tp, sp=1) -> list[Rank]:
     ]
 
 
-def views(ranks, group):
+def views(ranks, group, num_pieces=1):
     """Each rank's view of its weights; together they are the whole model."""
     return [
         tensor_parallel(
@@ -70,6 +71,7 @@ def views(ranks, group):
             rank=index,
             size=len(ranks),
             reduce=group.reducer(index),
+            num_pieces=num_pieces,
         )
         for index, rank in enumerate(ranks)
     ]
@@ -109,6 +111,17 @@ def test_ranks_equal_one(tmp_path, kind, overrides, sp, tp):
     write_tiny(kind, tmp_path, **overrides)
     tokens = random_tokens(30)
     models = views(load_ranks(tmp_path, tp, sp), Group(sp * tp))
+    torch.testing.assert_close(
+        together(models, tokens), logits(load(tmp_path), tokens), atol=1e-4, rtol=0
+    )
+
+
+@pytest.mark.parametrize("num_tokens", [383, 384, 389])
+def test_sums_in_pieces(tmp_path, num_tokens):
+    """Just under what is cut into pieces, evenly, and not."""
+    write_tiny("llama", tmp_path, attention_bias=True, mlp_bias=True)
+    tokens = random_tokens(num_tokens)
+    models = views(load_ranks(tmp_path, 2), Group(2), num_pieces=3)
     torch.testing.assert_close(
         together(models, tokens), logits(load(tmp_path), tokens), atol=1e-4, rtol=0
     )
