@@ -31,8 +31,9 @@ class ServerFlags:
             *("--model", self.model, "--workers", str(self.ranks)),
             *("--threads-per-rank", str(self.threads_per_rank)),
             *("--dtype", self.dtype, "--stage-tokens", str(self.stage_tokens)),
-            # A prompt that is measured again must be computed again.
-            *("--log-level", "WARNING", "--no-prefix-cache"),
+            # Attention and layouts are the bench's to choose: ring leaves nothing to defaults. A
+            # prompt that is measured again must be computed again.
+            *("--log-level", "WARNING", "--strategy", "ring", "--no-prefix-cache"),
             *self.extra,
         ]
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 import transformers
 
+from csps.core.plan import Layout
 from csps.core.request import SamplingParams
+from csps.core.strategy import Placement
 from tests.checkpoints import write_tiny
 from tests.dist.ranks import Job, Outcome, Request, run_ranks, serve
 
@@ -44,7 +46,11 @@ def scores(outcomes: list[Outcome], num_requests: int) -> list[dict[int, float]]
 
 
 def check(
-    model: Path, texts: list[tuple[int, ...]], wanted: list[int | None], num_ranks: int, **job: int
+    model: Path,
+    texts: list[tuple[int, ...]],
+    wanted: list[int | None],
+    num_ranks: int,
+    **job: object,
 ) -> list[Outcome]:
     requests = tuple(
         Request(text, SamplingParams(max_tokens=60, ignore_eos=True, prompt_logprobs=num))
@@ -80,3 +86,17 @@ def test_what_is_recomputed_is_not_scored_again(model: Path) -> None:
 
 def test_more_rows_than_have_logits_at_a_time(model: Path) -> None:
     check(model, [prompt(333)], [332], 1, stage_tokens=512)
+
+
+def test_logits_in_parts_of_the_vocabulary(model: Path) -> None:
+    """KV by head, layouts in turn: in SP each rank scores its rows, in TP all ranks score all."""
+    texts = [prompt(n) for n in (5, 150)]
+    check(
+        model,
+        texts,
+        [4, 149],
+        3,
+        placement=Placement.HEADS,
+        layouts=(Layout.SP, Layout.TP),
+        token_budget=50,
+    )
