@@ -84,8 +84,8 @@ def serve(
     """A sequence from start to end."""
     seq = ask(scheduler, seq_id, prompt, attention, **{"max_tokens": 1, **sampling})
     while any(scheduler.has_work(lane) for lane in scheduler.lanes):
-        for lane in scheduler.lanes:
-            step(scheduler, lane)
+        plans = [step(scheduler, lane) for lane in scheduler.lanes]
+        assert any(plan is not None for plan in plans), "what is there never starts"
     return seq
 
 
