@@ -12,6 +12,7 @@ from csps.bench import record, steps
 from csps.bench.cli_network import network
 from csps.bench.cli_quality import quality
 from csps.bench.cli_recall import recall
+from csps.bench.cli_strategies import strategies
 from csps.bench.flags import (
     Json,
     Model,
@@ -37,6 +38,7 @@ app = typer.Typer(no_args_is_help=True)
 app.command()(network)
 app.command()(quality)
 app.command()(recall)
+app.command()(strategies)
 
 
 @app.callback()
