@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from csps.bench import record, steps
+from csps.bench.cli_layouts import layouts
 from csps.bench.cli_network import network
 from csps.bench.cli_quality import quality
 from csps.bench.cli_recall import recall
@@ -35,6 +36,7 @@ from csps.checkpoint.locate import DEFAULT_MODEL
 from csps.core.config import DType
 
 app = typer.Typer(no_args_is_help=True)
+app.command()(layouts)
 app.command()(network)
 app.command()(quality)
 app.command()(recall)
