@@ -61,6 +61,12 @@ def test_prefill(tmp_path: Path) -> None:
     assert whole["runs"][0]["bytes_moved"] == 0  # a short prompt stays on one rank
 
 
+def test_every_strategy_moves_the_bytes_of_its_formula(tmp_path: Path) -> None:
+    rows = bench(tmp_path, "traffic", "--tokens", str(SPANNING), "--output", "3")["results"]
+    assert {row["phase"] for row in rows} == {"prefill", "decode"}
+    assert [row["ratio"] for row in rows] == [1.0] * 12
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_decode_moves_the_bytes_of_the_formula(tmp_path: Path, dtype: str) -> None:
     flags = ["--context", str(SPANNING), "--output", "8", "--batch", "2", "--dtype", dtype]
