@@ -11,6 +11,7 @@ import typer
 from csps.bench import record, steps
 from csps.bench.cli_layouts import layouts
 from csps.bench.cli_network import network
+from csps.bench.cli_prefix import prefix
 from csps.bench.cli_quality import quality
 from csps.bench.cli_recall import recall
 from csps.bench.cli_strategies import strategies
@@ -39,6 +40,7 @@ from csps.core.config import DType
 app = typer.Typer(no_args_is_help=True)
 app.command()(layouts)
 app.command()(network)
+app.command()(prefix)
 app.command()(quality)
 app.command()(recall)
 app.command()(strategies)

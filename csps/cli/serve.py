@@ -166,14 +166,14 @@ def serve(
             rich_help_panel=SCHEDULE,
         ),
     ] = "",
-    no_prefix_cache: Annotated[
+    prefix_cache: Annotated[
         bool,
         typer.Option(
-            "--no-prefix-cache",
-            help="Compute every prompt from its start, even if its KV is there from another.",
+            "--prefix-cache/--no-prefix-cache",
+            help="Begin a prompt behind what its KV is there of, from earlier ones.",
             rich_help_panel=SCHEDULE,
         ),
-    ] = False,
+    ] = True,
     max_running: Annotated[
         int,
         typer.Option(
@@ -343,7 +343,7 @@ def serve(
         ageing=ageing,
         prefill_ranks=parse_ranks("--prefill-ranks", prefill_ranks, num_ranks // tp),
         decode_ranks=parse_ranks("--decode-ranks", decode_ranks, num_ranks // tp),
-        prefix_cache=not no_prefix_cache,
+        prefix_cache=prefix_cache,
         attention=parse_attention(strategy, attention, csa_gamma, csa_window),
         csa_min_tokens=csa_min_tokens,
         max_running=max_running,

@@ -61,10 +61,19 @@ def test_prefill(tmp_path: Path) -> None:
     assert whole["runs"][0]["bytes_moved"] == 0  # a short prompt stays on one rank
 
 
-def test_every_strategy_moves_the_bytes_of_its_formula(tmp_path: Path) -> None:
-    rows = bench(tmp_path, "traffic", "--tokens", str(SPANNING), "--output", "3")["results"]
+def test_every_strategy_moves_the_bytes_of_its_formula(tiny: Path, tmp_path: Path) -> None:
+    flags = ["--model", str(tiny), "--tokens", str(SPANNING), "--output", "3"]
+    rows = bench(tmp_path, "traffic", *flags)["results"]
     assert {row["phase"] for row in rows} == {"prefill", "decode"}
     assert [row["ratio"] for row in rows] == [1.0] * 12
+
+
+def test_a_known_document_is_not_computed_again(tiny: Path, tmp_path: Path) -> None:
+    flags = ["--model", str(tiny), "--tokens", "640", "--question", "30", "--documents", "1"]
+    rows = bench(tmp_path, "prefix", *flags, "--strategies", "csps,sarathi")["results"]
+    assert [row["strategy"] for row in rows] == ["csps", "sarathi"]
+    assert all(row["cached_tokens"] == 640 for row in rows)
+    assert all(row["warm_ttft_s"] > 0 for row in rows)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
