@@ -53,10 +53,12 @@ async def cancelled(client: GenerationClient, prompt: list[int], after_s: float)
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def alone_then_together(target: str, prompts: list[list[int]]) -> list[list[list[int]]]:
-    """Each prompt by itself, then all at once with others that are cancelled in between."""
+async def alone_then_together(
+    target: str, prompts: list[list[int]], num_alone: int
+) -> list[list[list[int]]]:
+    """Some prompts by themselves, then all at once with others that are cancelled in between."""
     async with GenerationClient(target) as client:
-        alone = [await generate(client, prompt) for prompt in prompts]
+        alone = [await generate(client, prompt) for prompt in prompts[:num_alone]]
         disturbing = [cancelled(client, prompts[2], 0.4 * i) for i in range(5)]
         together = await asyncio.gather(
             *(generate(client, prompt) for prompt in prompts), *disturbing
@@ -76,8 +78,12 @@ async def alone_then_together(target: str, prompts: list[list[int]]) -> list[lis
 )
 def test_greedy_tokens_equal_transformers(strategy, num_ranks, prompts, expected) -> None:
     flags = ("--strategy", strategy, "--workers", str(num_ranks), "--dtype", "float32")
-    with ServerProcess(*flags, "--stage-tokens", "2048") as server:
-        alone, together = asyncio.run(alone_then_together(server.target, prompts))
+    # Chunks of prompts in the SP layout, decodes in TP.
+    flags += ("--stage-tokens", "2048", "--shift-threshold", "64")
+    with ServerProcess(*flags) as server:
+        # The other strategies' rules are tested with tiny models; here they meet real weights.
+        num_alone = len(prompts) if strategy == "ring" else 1
+        alone, together = asyncio.run(alone_then_together(server.target, prompts, num_alone))
         assert server.stop() == 0, server.log
-    assert alone == expected
+    assert alone == expected[:num_alone]
     assert together == expected
