@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from csps.checkpoint.locate import DEFAULT_MODEL
+from csps.cli import sparse_options as sparse
 from csps.cli.serve_flags import (
     parse_attention,
     parse_control_address,
@@ -17,7 +18,7 @@ from csps.cli.serve_flags import (
 )
 from csps.cli.serve_run import run_server
 from csps.cli.terminal import start_logging
-from csps.core.attention import AttentionKind, AttentionParams, CsaConfig, Estimate, Wire
+from csps.core.attention import AttentionParams, CsaConfig
 from csps.core.config import DType, ServerConfig, WorkerSetup
 from csps.core.errors import ConfigError
 from csps.core.plan import Layout
@@ -27,7 +28,6 @@ from csps.units import parse_bytes
 SERVE = "Server"
 SHAPE = "Model and ranks"
 SCHEDULE = "Scheduling"
-SPARSE = "Attention of prefill"
 ATTENTION, CSA = AttentionParams(), CsaConfig()  # their defaults are the flags'
 
 
@@ -192,72 +192,17 @@ def serve(
             rich_help_panel=SCHEDULE,
         ),
     ] = 1_000_000,
-    attention: Annotated[
-        AttentionKind | None,
-        typer.Option(
-            help="dense: exact. csa: the KV blocks that hold most of the attention, with measured "
-            "recall. csa-distance: near blocks, a baseline. A request may choose another. "
-            "Default: csa with --strategy csps, else dense.",
-            rich_help_panel=SPARSE,
-        ),
-    ] = None,
-    csa_gamma: Annotated[
-        float,
-        typer.Option(help="Share of attention mass csa keeps; 1: all.", rich_help_panel=SPARSE),
-    ] = ATTENTION.gamma,
-    csa_min_recall: Annotated[
-        float,
-        typer.Option(
-            help="A head whose measured recall may be lower widens gamma, then runs dense.",
-            rich_help_panel=SPARSE,
-        ),
-    ] = CSA.min_recall,
-    csa_min_recall_p5: Annotated[
-        float,
-        typer.Option(
-            help="The same for the recall that 95% of a head's rows reach: rare sharp rows.",
-            rich_help_panel=SPARSE,
-        ),
-    ] = CSA.min_recall_p5,
-    csa_max_density: Annotated[
-        float,
-        typer.Option(
-            help="A head that would keep a larger share of its blocks runs dense.",
-            rich_help_panel=SPARSE,
-        ),
-    ] = CSA.max_density,
-    csa_min_tokens: Annotated[
-        int,
-        typer.Option(min=1, help="Shorter prompts are always dense.", rich_help_panel=SPARSE),
-    ] = 2048,
-    csa_rows: Annotated[
-        int,
-        typer.Option(
-            help="Query rows per head and block that choose; more choose better and cost more.",
-            rich_help_panel=SPARSE,
-        ),
-    ] = CSA.rows_per_tile,
-    csa_estimate: Annotated[
-        Estimate,
-        typer.Option(
-            help="What blocks are chosen by: sampled query rows, or mean keys.",
-            rich_help_panel=SPARSE,
-        ),
-    ] = CSA.estimate,
-    csa_window: Annotated[
-        int,
-        typer.Option(help="Blocks csa-distance keeps whole.", rich_help_panel=SPARSE),
-    ] = ATTENTION.window_blocks,
-    csa_wire: Annotated[
-        Wire, typer.Option(help="Type of fetched keys and values.", rich_help_panel=SPARSE)
-    ] = CSA.wire,
-    pipeline: Annotated[
-        str,
-        typer.Option(
-            help="on: communicate beside computation. off: one after the other, to compare.",
-            rich_help_panel=SPARSE,
-        ),
-    ] = "on",
+    attention: sparse.Attention = None,
+    csa_gamma: sparse.Gamma = ATTENTION.gamma,
+    csa_min_recall: sparse.MinRecall = CSA.min_recall,
+    csa_min_recall_p5: sparse.MinRecallP5 = CSA.min_recall_p5,
+    csa_max_density: sparse.MaxDensity = CSA.max_density,
+    csa_min_tokens: sparse.MinTokens = 2048,
+    csa_rows: sparse.Rows = CSA.rows_per_tile,
+    csa_estimate: sparse.ByEstimate = CSA.estimate,
+    csa_window: sparse.Window = ATTENTION.window_blocks,
+    csa_wire: sparse.OnWire = CSA.wire,
+    pipeline: sparse.Pipeline = "on",
     host: Annotated[
         str, typer.Option(help="Address to listen on.", rich_help_panel=SERVE)
     ] = "127.0.0.1",
