@@ -13,9 +13,9 @@ from torch import Tensor
 
 from csps.attention.backends import Partial
 from csps.attention.kv import KVStore
-from csps.attention.merge import merge_into, pack, packed_row_bytes, unpack
 from csps.attention.runs import attend_runs
 from csps.attention.shards import DecodeBatch, Run
+from csps.attention.ship import ship_queries
 from csps.parallel.collectives import SequenceComm
 
 
@@ -32,34 +32,20 @@ class QueryShip:
 
     def __call__(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
         """Write the new K and V, then attend; o [T, H, D] in q's dtype. T may be 0."""
-        batch, comm = self._batch, self._comm
-        num_heads, head_dim = q_THD.shape[1:]
-        asked = {
-            peer: q_THD.new_empty(len(shards), num_heads, head_dim)
-            for peer, shards in batch.answered.items()
-        }
-        shipped = {peer: q_THD[rows] for peer, rows in batch.shipped.items()}
-        queries = comm.exchange("query", shipped, asked)
-        self._store.write(layer, batch.slots_T, k_TKD, v_TKD)
-        acc_THD, lse_TH = self._attend(layer, q_THD, batch.shards)
-        queries.wait()
+        batch = self._batch
 
-        answers = {
-            peer: pack(*self._attend(layer, q_NHD, batch.answered[peer], like=q_THD))
-            for peer, q_NHD in asked.items()
-        }
-        row_bytes = packed_row_bytes(num_heads, head_dim, q_THD.element_size())
-        replies = {
-            peer: q_THD.new_empty(len(rows), row_bytes, dtype=torch.uint8)
-            for peer, rows in batch.shipped.items()
-        }
-        comm.exchange("partial", answers, replies).wait()
-        for peer, message in replies.items():
-            rows = batch.shipped[peer]
-            o_NHD, part_NH = unpack(message, num_heads, head_dim, q_THD.dtype)
-            merged_NHD, merged_NH = acc_THD[rows], lse_TH[rows]
-            merge_into(merged_NHD, merged_NH, o_NHD, part_NH)
-            acc_THD[rows], lse_TH[rows] = merged_NHD, merged_NH
+        def attend_here() -> tuple[Tensor, Tensor]:
+            self._store.write(layer, batch.slots_T, k_TKD, v_TKD)
+            return self._attend(layer, q_THD, batch.shards)
+
+        acc_THD = ship_queries(
+            self._comm,
+            q_THD,
+            batch.shipped,
+            {peer: len(shards) for peer, shards in batch.answered.items()},
+            attend_here,
+            lambda peer, q_NHD: self._attend(layer, q_NHD, batch.answered[peer], like=q_THD),
+        )
         return acc_THD.to(q_THD.dtype)
 
     def _attend(

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from csps.attention.backends import Partial
 from csps.attention.kv import KVStore
-from csps.attention.merge import merge_into, pack, packed_row_bytes, unpack
+from csps.attention.merge import merge_into
 from csps.attention.runs import attend_runs, first_tokens
 from csps.attention.shards import PrefillSequence, QueryRun
+from csps.attention.ship import ship_queries
 from csps.attention.transfer import KVShape
 from csps.parallel.collectives import SequenceComm
 
@@ -56,33 +57,25 @@ class PassQ:
         self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_THD: Tensor
     ) -> None:
         """Fill the sequences' rows of `out_THD`. Their new K and V are in the store already."""
-        comm, (num_heads, head_dim) = self._comm, q_THD.shape[1:]
-        peers = [peer for peer in range(comm.size) if peer != comm.rank]
-        shipped = {peer: self._rows(peer).to(q_THD.device) for peer in peers}
-        asked = {
-            peer: q_THD.new_empty(self._num_asked(peer), num_heads, head_dim) for peer in peers
-        }
-        queries = comm.exchange(
-            "query", {peer: q_THD[rows] for peer, rows in shipped.items()}, asked
+        rank = self._comm.rank
+        peers = [peer for peer in range(self._comm.size) if peer != rank]
+
+        def attend_here() -> tuple[Tensor, Tensor]:
+            acc_THD = torch.empty_like(q_THD, dtype=torch.float32)
+            lse_TH = torch.empty(q_THD.shape[:2], dtype=torch.float32, device=q_THD.device)
+            for seq in self._sequences:
+                for run in seq.queries:
+                    self._attend_here(layer, seq, run, q_THD, k_TKD, v_TKD, acc_THD, lse_TH)
+            return acc_THD, lse_TH
+
+        acc_THD = ship_queries(
+            self._comm,
+            q_THD,
+            {peer: self._rows(peer).to(q_THD.device) for peer in peers},
+            {peer: self._num_asked(peer) for peer in peers},
+            attend_here,
+            lambda peer, q_NHD: self._answer(layer, peer, q_NHD),
         )
-        acc_THD = torch.empty_like(q_THD, dtype=torch.float32)
-        lse_TH = torch.empty(q_THD.shape[:2], dtype=torch.float32, device=q_THD.device)
-        for seq in self._sequences:
-            for run in seq.queries:
-                self._attend_here(layer, seq, run, q_THD, k_TKD, v_TKD, acc_THD, lse_TH)
-        queries.wait()
-        answers = {peer: self._answer(layer, peer, q_NHD) for peer, q_NHD in asked.items()}
-        row_bytes = packed_row_bytes(num_heads, head_dim, q_THD.element_size())
-        replies = {
-            peer: q_THD.new_empty(len(rows), row_bytes, dtype=torch.uint8)
-            for peer, rows in shipped.items()
-        }
-        comm.exchange("partial", answers, replies).wait()
-        for peer, rows in shipped.items():
-            o_NHD, part_NH = unpack(replies[peer], num_heads, head_dim, q_THD.dtype)
-            merged_NHD, merged_NH = acc_THD[rows], lse_TH[rows]
-            merge_into(merged_NHD, merged_NH, o_NHD, part_NH)
-            acc_THD[rows], lse_TH[rows] = merged_NHD, merged_NH
         for seq in self._sequences:
             for run in seq.queries:
                 rows = slice(run.row, run.row + run.num_tokens)
@@ -109,8 +102,8 @@ class PassQ:
             part = attend_runs(self._partial, self._store, layer, q_THD[rows], before)
             merge_into(acc_THD[rows], lse_TH[rows], *part)
 
-    def _answer(self, layer: int, peer: int, q_NHD: Tensor) -> Tensor:
-        """Partial outputs of a peer's rows over this rank's shards, packed."""
+    def _answer(self, layer: int, peer: int, q_NHD: Tensor) -> tuple[Tensor, Tensor]:
+        """Partial outputs of a peer's rows over this rank's shards."""
         o_NHD = torch.empty_like(q_NHD)
         lse_NH = torch.empty(q_NHD.shape[:2], dtype=torch.float32, device=q_NHD.device)
         at = 0
@@ -122,7 +115,7 @@ class PassQ:
                     self._partial, self._store, layer, q_NHD[rows], seen
                 )
                 at = rows.stop
-        return pack(o_NHD, lse_NH)
+        return o_NHD, lse_NH
 
     def _rows(self, peer: int) -> Tensor:
         """Own rows that see keys of `peer`, int64, in the order it answers."""
