@@ -1,0 +1,1 @@
+"""What a run leaves behind, live or simulated, and what is made of it."""
