@@ -1,64 +1,28 @@
-"""From a strategy to its scheduler and the layouts of its steps."""
+"""The layouts of a server's steps, by measured costs where it takes them."""
 
 from collections.abc import Mapping
 
 from csps.coordinator.calibrate import calibrate
 from csps.core.config import ServerConfig
-from csps.core.plan import Lane, Layout
-from csps.core.strategy import STRATEGIES, Placement
+from csps.core.plan import Lane
+from csps.core.strategy import STRATEGIES
 from csps.rpc.fleet import Fleet
-from csps.sched.chunked import ChunkedScheduler
-from csps.sched.config import SchedulerConfig
-from csps.sched.disagg import DisaggScheduler
-from csps.sched.layout import CheapestLayout, FixedLayout, LayoutPolicy, TokenThreshold
+from csps.sched.layout import CheapestLayout, LayoutPolicy
 from csps.sched.scheduler import Scheduler
+from csps.sched.schedulers import given_layout, make_scheduler
 
-SCHEDULERS: Mapping[Placement, type[Scheduler]] = {
-    Placement.TOKENS: DisaggScheduler,
-    Placement.HEADS: ChunkedScheduler,
-}
-
-
-def make_scheduler(config: ServerConfig, max_model_len: int, num_blocks: int) -> Scheduler:
-    """`num_blocks`: KV blocks that every rank can hold."""
-    return SCHEDULERS[config.setup.placement](
-        SchedulerConfig(
-            num_ranks=config.kv_shards,
-            block_size=config.setup.block_size,
-            pages_per_rank=num_blocks,
-            stage_tokens=config.stage_tokens,
-            long_tokens=config.long_tokens,
-            token_budget=config.token_budget,
-            ageing=config.ageing,
-            prefill_ranks=config.prefill_ranks,
-            decode_ranks=config.decode_ranks,
-            prefix_cache=config.prefix_cache,
-            max_running=config.max_running,
-            max_waiting_tokens=config.max_waiting_tokens,
-            max_model_len=max_model_len,
-        )
-    )
+__all__ = ["make_layouts", "make_scheduler"]
 
 
 async def make_layouts(
     config: ServerConfig, fleet: Fleet, scheduler: Scheduler
 ) -> Mapping[Lane, LayoutPolicy]:
     """How each lane's steps get their layout; measures steps where that takes a cost model."""
-    return {lane: await _layout_policy(config, fleet, scheduler, lane) for lane in scheduler.lanes}
-
-
-async def _layout_policy(
-    config: ServerConfig, fleet: Fleet, scheduler: Scheduler, lane: Lane
-) -> LayoutPolicy:
-    layouts = STRATEGIES[config.strategy].layouts[lane]
-    if len(layouts) == 1:
-        return FixedLayout(layouts[0])
-    if config.layout is not None:
-        return FixedLayout(config.layout)
-    if config.sp == 1:  # then both are the same
-        return FixedLayout(Layout.TP)
-    if config.prefill_ranks or config.decode_ranks:  # TP would give work to all ranks
-        return FixedLayout(Layout.SP)
-    if config.shift_threshold:
-        return TokenThreshold(config.shift_threshold)
-    return CheapestLayout(await calibrate(fleet, scheduler, lane, layouts))
+    policies = {}
+    for lane in scheduler.lanes:
+        policy = given_layout(config, lane)
+        if policy is None:
+            layouts = STRATEGIES[config.strategy].layouts[lane]
+            policy = CheapestLayout(await calibrate(fleet, scheduler, lane, layouts))
+        policies[lane] = policy
+    return policies
