@@ -1,12 +1,12 @@
 """Rows of a run's records: one per request, one per step. JSON lines, in the order of ending.
 
-A run is a folder: run.json says what was run, requests.jsonl and steps.jsonl hold these rows.
+A run is a folder: csps.records.run says what was run, requests.jsonl and steps.jsonl hold rows.
 Times are seconds since the run began unless a name says otherwise.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 from csps.core.errors import ConfigError
 from csps.core.plan import Lane, Layout
 
-RUN_FILE = "run.json"
 REQUESTS_FILE = "requests.jsonl"
 STEPS_FILE = "steps.jsonl"
 SUMMARY_FILE = "summary.json"
@@ -91,11 +90,26 @@ class StepRow:
     density: float | None = None
     recall: float | None = None
     kv_pages: tuple[int, ...] = ()
+    replica: int = 0  # that took the step; each counts its own step_id and ranks
 
 
 def to_json(row: RequestRow | StepRow) -> str:
     """One line without its end. Times keep microseconds: clocks and models know no more."""
-    return json.dumps(_rounded(asdict(row)), separators=(",", ":"))
+    values: dict[str, Any] = {}
+    lists = []
+    for name in _NAMES[type(row)]:
+        value = getattr(row, name)
+        if value.__class__ is float:
+            values[name] = round(value, 6)
+        elif isinstance(value, tuple) and float in set(map(type, value)):
+            # One format for all of them: steps of many ranks are little else.
+            form = "%.3f" if name.endswith("_ms") else "%.6f"
+            lists.append(f',"{name}":[' + ",".join([form] * len(value)) % value + "]")
+        elif isinstance(value, Mapping):
+            values[name] = {k: round(v, 6) for k, v in value.items()}
+        else:
+            values[name] = value
+    return "".join((_encode(values)[:-1], *lists, "}"))
 
 
 def write_rows(path: Path, rows: Iterable[RequestRow | StepRow]) -> None:
@@ -105,53 +119,117 @@ def write_rows(path: Path, rows: Iterable[RequestRow | StepRow]) -> None:
 
 def read_requests(folder: Path) -> list[RequestRow]:
     """The requests of a run. ConfigError with the line of a bad row."""
-    return list(_read(folder / REQUESTS_FILE, RequestRow, {"status": Status}))
+    return list(_read(folder / REQUESTS_FILE, RequestRow))
+
+
+def iter_steps(folder: Path) -> Iterator[StepRow]:
+    """The steps of a run one by one, none if it has no record of them. ConfigError as above."""
+    path = folder / STEPS_FILE
+    return _read(path, StepRow) if path.exists() else iter(())
 
 
 def read_steps(folder: Path) -> list[StepRow]:
-    """The steps of a run, none if it has no record of them. ConfigError as above."""
-    path = folder / STEPS_FILE
-    return list(_read(path, StepRow, {"lane": Lane, "layout": Layout})) if path.exists() else []
+    """`iter_steps` at once; a long run on many ranks takes gigabytes."""
+    return list(iter_steps(folder))
 
 
-def read_run(folder: Path) -> dict[str, Any]:
-    """run.json. ConfigError if `folder` is no run."""
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
+def _read(path: Path, kind: type[Row]) -> Iterator[Row]:
+    converters = _CONVERTERS[kind]
+    decode = json.JSONDecoder(parse_constant=_refuse).decode
     try:
-        run = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{folder}: is no run: {RUN_FILE}: {error.strerror}") from None
-    except ValueError as error:
-        raise ConfigError(f"{folder / RUN_FILE}: {error}") from None
-    if not isinstance(run, dict):
-        raise ConfigError(f"{folder / RUN_FILE}: expected an object")
-    return run
-
-
-def _read(path: Path, kind: type[Row], enums: Mapping[str, type[StrEnum]]) -> Iterator[Row]:
-    known = {item.name for item in fields(kind)}
-    try:
-        with path.open(encoding="utf-8") as file:
+        with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 try:
-                    values = {k: _frozen(v) for k, v in json.loads(line).items() if k in known}
-                    for name, enum in enums.items():
-                        values[name] = enum(values[name])
-                    yield kind(**values)
-                except (ValueError, TypeError, KeyError, AttributeError) as error:
+                    yield kind(**_values(decode(line.decode()), converters))
+                except (ValueError, TypeError) as error:
                     raise ConfigError(f"{path}: line {number}: {error}") from None
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _values(given: Any, converters: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
+    """Of the columns that are known. ValueError names the one that is wrong."""
+    if not isinstance(given, dict):
+        raise ValueError("expected an object")
+    values: dict[str, Any] = {}
+    name = ""
+    try:
+        for name, convert in converters.items():
+            if name in given:
+                values[name] = convert(given[name])
+        by_rank = [len(values[name]) for name in ("wall_s", *_BY_RANK) if name in values]
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    if len({*by_rank}) > 1:
+        raise ValueError(f"wall_s, {', '.join(_BY_RANK)}: expected one value of each rank")
+    return values
 
 
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return round(value, 6)
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(item) for item in value]
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
+
+
+def _number(value: Any) -> float:
+    if value.__class__ is not float and value.__class__ is not int:
+        raise ValueError(f"expected a number, got {value!r}")
     return value
+
+
+def _integer(value: Any) -> int:
+    if value.__class__ is not int:
+        raise ValueError(f"expected an integer, got {value!r}")
+    return value
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"expected text, got {value!r}")
+    return value
+
+
+def _optional(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else convert(value)
+
+
+def _tuple_of(*kinds: type) -> Callable[[Any], tuple[Any, ...]]:
+    def convert(value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, list) or not {*map(type, value)} <= {*kinds}:
+            raise ValueError(f"expected a list of {kinds[0].__name__}, got {value!r:.80}")
+        return tuple(value)
+
+    return convert
+
+
+def _map_of(*kinds: type) -> Callable[[Any], dict[str, Any]]:
+    def convert(value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict) or not {*map(type, value.values())} <= {*kinds}:
+            raise ValueError(f"expected an object of {kinds[0].__name__}, got {value!r:.80}")
+        return value
+
+    return convert
+
+
+_BY_RANK = ("compute_s", "comm_s", "exposed_comm_s")
+_BY_TYPE: dict[Any, Callable[[Any], Any]] = {
+    int: _integer,
+    float: _number,
+    str: _string,
+    Status: Status,
+    Lane: Lane,
+    Layout: Layout,
+    int | None: _optional(_integer),
+    float | None: _optional(_number),
+    str | None: _optional(_string),
+    tuple[float, ...]: _tuple_of(float, int),
+    tuple[int, ...]: _tuple_of(int),
+    Mapping[str, int]: _map_of(int),
+    Mapping[Layout, float]: _map_of(float, int),
+}
+_NAMES = {kind: [item.name for item in fields(kind)] for kind in (RequestRow, StepRow)}
+_CONVERTERS: dict[Any, dict[str, Callable[[Any], Any]]] = {
+    kind: {item.name: _BY_TYPE[item.type] for item in fields(kind)}
+    for kind in (RequestRow, StepRow)
+}
