@@ -34,13 +34,15 @@ def grow(holding: Seq[Sequence], config: SchedulerConfig, ledger: Ledger) -> Gro
     ranks = config.ranks(Lane.DECODE)
     left = list(holding)
     growth = Growth({}, [])
+    masters: list[int] = []  # counted when first wanted: most steps need no block
     for seq in holding:
         while ledger.holds(seq.seq_id) and needs_block(seq, ledger):
+            masters = masters or _masters(left, ledger)
             rank = choose_growth_rank(
                 ranks,
                 ledger.blocks_by_rank(seq.seq_id),
                 ledger.free_by_rank(),
-                _masters(left, ledger),
+                masters,
                 stay_whole=seq.num_tokens < config.long_tokens,
             )
             if rank is None:
@@ -48,7 +50,9 @@ def grow(holding: Seq[Sequence], config: SchedulerConfig, ledger: Ledger) -> Gro
                 left.remove(victim)
                 ledger.free(victim.seq_id)
                 growth.preempted.append(victim)
+                masters = []
             else:
+                masters[rank] += 1
                 growth.new_extents[seq.seq_id] = (ledger.append(seq.seq_id, rank),)
     return growth
 

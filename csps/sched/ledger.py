@@ -87,7 +87,7 @@ class Ledger:
         return tuple(self._tables[seq_id].extents)
 
     def num_blocks(self, seq_id: int) -> int:
-        return sum(self._tables[seq_id].blocks_by_rank)
+        return self._tables[seq_id].num_blocks
 
     def blocks_by_rank(self, seq_id: int) -> tuple[int, ...]:
         """Blocks of the sequence on each rank (index = rank)."""
@@ -226,6 +226,7 @@ class Ledger:
             assert held == table.blocks_by_rank, (
                 f"sequence {seq_id} counts {table.blocks_by_rank} blocks, holds {held}"
             )
+            assert sum(held) == table.num_blocks, f"sequence {seq_id} miscounts its blocks"
             for extent in table.own_extents():
                 _claim(owners, extent, f"sequence {seq_id}")
             readers.update(table.cached_pages())

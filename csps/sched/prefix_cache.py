@@ -1,9 +1,9 @@
 """Which blocks of KV can be read by a later sequence that begins with the same tokens.
 
-A block's key is digest(key of the block before it, its token ids, salt). So it names all
-tokens up to its end and, by the salts, how the KV of each block on the way was computed.
-Salts stand in every key, not only at the root, so that a sequence may go on under its own
-salt from blocks that another salt left (a sparse prefill from exact KV, never the reverse).
+A block's key is the cached block before it, its token ids and a salt. So it names all tokens
+up to its end and, by the salts, how the KV of each block on the way was computed. Salts stand
+in every key, not only at the root, so that a sequence may go on under its own salt from blocks
+that another salt left (a sparse prefill from exact KV, never the reverse).
 
 Ownership. A page of a cached block belongs to the cache for as long as the block is in it.
 `CachedBlock.pages` counts the sequences that read each page; a block has several pages when
@@ -13,30 +13,29 @@ reads its parent too, so what follows an idle block is idle, and no chain loses 
 The cache decides which pages go; taking and freeing them is the ledger's.
 """
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
-from struct import Struct
 from typing import NamedTuple
 
 from csps.sched.pages import Page
 
-# Token ids at positions [start, stop) of a sequence.
+# Token ids at positions [start, stop) of a sequence; an array("I") of them costs least.
 TokenIds = Callable[[int, int], Sequence[int]]
-
-_KEY_BYTES = 16
-_ROOT = bytes(_KEY_BYTES)
 
 
 @dataclass(slots=True, eq=False, repr=False)
 class CachedBlock:
     """A full block in the cache; `pages` is empty once it was evicted."""
 
-    key: bytes
-    parent: "CachedBlock | None"
+    key: "Key"
     pages: dict[Page, int]  # copies, and how many live sequences read each
-    children: set["CachedBlock"] = field(default_factory=set)
+    children: dict["CachedBlock", None] = field(default_factory=dict)
+
+    @property
+    def parent(self) -> "CachedBlock | None":
+        return self.key.parent
 
     @property
     def page(self) -> Page:
@@ -46,6 +45,14 @@ class CachedBlock:
     @property
     def idle(self) -> bool:
         return not any(self.pages.values())
+
+
+class Key(NamedTuple):
+    """What a block holds. It is found by this, so two blocks never have the same."""
+
+    parent: CachedBlock | None
+    packed_ids: bytes
+    salt: str
 
 
 class Prefix(NamedTuple):
@@ -64,8 +71,7 @@ class PrefixCache:
     def __init__(self, num_ranks: int, block_size: int) -> None:
         self.num_evictions = 0
         self._block_size = block_size
-        self._pack = Struct(f"<{block_size}I").pack
-        self._blocks: dict[bytes, CachedBlock] = {}
+        self._blocks: dict[Key, CachedBlock] = {}
         # By rank, least recently released first. A block is released after what follows it.
         self._idle: list[OrderedDict[CachedBlock, None]] = [OrderedDict() for _ in range(num_ranks)]
 
@@ -83,12 +89,11 @@ class PrefixCache:
         most (num_tokens - 1) // block_size blocks: the next token is drawn from the last one's
         hidden state, so that one must be computed. Changes nothing.
         """
-        endings = [bytes(salt, "utf-8") for salt in salts]
         size = self._block_size
         longest: list[CachedBlock | None] = [None]
         for start in range(0, num_tokens - size, size):
-            packed = self._pack(*token_ids(start, start + size))
-            keys = (_key(parent, packed, salt) for parent in longest for salt in endings)
+            packed = _packed(token_ids(start, start + size))
+            keys = [Key(parent, packed, salt) for parent in longest for salt in salts]
             found = [block for key in keys if (block := self._blocks.get(key)) is not None]
             if not found:
                 break
@@ -116,13 +121,13 @@ class PrefixCache:
         Where the block is cached already, `page` is a copy; a page to free is returned with
         the block if the copy replaces one that nobody reads.
         """
-        key = _key(parent, self._pack(*token_ids), bytes(salt, "utf-8"))
+        key = Key(parent, _packed(token_ids), salt)
         block = self._blocks.get(key)
         if block is None:
-            block = CachedBlock(key, parent, {page: 1})
+            block = CachedBlock(key, {page: 1})
             self._blocks[key] = block
             if parent is not None:
-                parent.children.add(block)
+                parent.children[block] = None
             return block, None
         unread = None
         if block.idle:
@@ -152,7 +157,7 @@ class PrefixCache:
         """
         first = next(iter(self._idle[rank]))
         if first.parent is not None:
-            first.parent.children.remove(first)
+            del first.parent.children[first]
         freed = []
         left = [first]
         while left:
@@ -202,7 +207,5 @@ class PrefixCache:
         assert idle == [len(blocks) for blocks in self._idle], "a block read can be evicted"
 
 
-def _key(parent: CachedBlock | None, packed_ids: bytes, salt: bytes) -> bytes:
-    # Unambiguous: all but the salt has a fixed length.
-    before = _ROOT if parent is None else parent.key
-    return blake2b(before + packed_ids + salt, digest_size=_KEY_BYTES).digest()
+def _packed(token_ids: Sequence[int]) -> bytes:
+    return array("I", token_ids).tobytes()

@@ -40,6 +40,7 @@ class Scheduler(ABC):
         self.num_preemptions = 0
         self._sequences: dict[int, Sequence] = {}
         self._waiting: list[Sequence] = []
+        self._waiting_tokens = 0
         self._prefilling: list[Sequence] = []
         self._running: list[Sequence] = []
         self._lists = {
@@ -97,7 +98,7 @@ class Scheduler(ABC):
         seq.arrival = self._clock
         self._clock += 1
         self._sequences[seq.seq_id] = seq
-        self._waiting.append(seq)
+        self._list(seq, SequenceStatus.WAITING)
 
     def abort(self, seq_id: int) -> bool:
         """End a sequence without another token; False if no live one has this id.
@@ -161,7 +162,7 @@ class Scheduler(ABC):
             seq = self._sequences[item.seq_id]
             seq.in_flight = False
             seq.num_computed = item.stop
-            self.ledger.publish(seq.seq_id, seq.token_ids, item.stop, seq.salts[-1])
+            self.ledger.publish(seq.seq_id, seq.packed_ids, item.stop, seq.salts[-1])
             if seq.aborted:
                 self._end(seq)
             elif item.sample:
@@ -181,7 +182,7 @@ class Scheduler(ABC):
     @property
     def num_waiting_tokens(self) -> int:
         """Tokens of sequences not started, or preempted, whether cached or not."""
-        return sum(seq.num_tokens for seq in self._waiting)
+        return self._waiting_tokens
 
     @property
     def num_prefilling(self) -> int:
@@ -207,6 +208,8 @@ class Scheduler(ABC):
         planned = [item.seq_id for plan in self._in_flight.values() for item in plan.work]
         flying = [seq.seq_id for seq in self._sequences.values() if seq.in_flight]
         assert sorted(planned) == sorted(flying), f"planned {planned}, marked {flying}"
+        queued = sum(seq.num_tokens for seq in self._waiting)
+        assert queued == self._waiting_tokens, f"{queued} tokens wait, not {self._waiting_tokens}"
         for status, members in self._lists.items():
             assert members == sorted(members, key=by_arrival), f"{status} out of order"
             for seq in members:
@@ -231,7 +234,7 @@ class Scheduler(ABC):
         scores = seq.sampling.prompt_logprobs and not seq.output_ids
         # The row of every token that is scored must be computed.
         prefix = (
-            NO_PREFIX if scores else self.ledger.match(seq.token_ids, seq.num_tokens, seq.salts)
+            NO_PREFIX if scores else self.ledger.match(seq.packed_ids, seq.num_tokens, seq.salts)
         )
         seq.expected_cached = prefix.num_tokens
         return prefix
@@ -261,15 +264,15 @@ class Scheduler(ABC):
 
     def _end_if_stuck(self, seq: Sequence) -> FinishReason | None:
         """LENGTH for one that alone fills the decode ranks and needs more: nobody will yield."""
-        free = self.ledger.free_by_rank()
-        has_page = any(free[rank] for rank in self.config.ranks(Lane.DECODE))
-        if has_page or self.ledger.num_sequences > 1 or not needs_block(seq, self.ledger):
+        if self.ledger.num_sequences > 1 or not needs_block(seq, self.ledger):
+            return None
+        if any(self.ledger.free_pages(rank) for rank in self.config.ranks(Lane.DECODE)):
             return None
         self._end(seq)
         return FinishReason.LENGTH
 
     def _end(self, seq: Sequence) -> None:
-        self._lists[seq.status].remove(seq)
+        self._unlist(seq)
         if seq.status is not SequenceStatus.WAITING:
             self.ledger.free(seq.seq_id)
             self._released.append(seq.seq_id)
@@ -277,9 +280,19 @@ class Scheduler(ABC):
         seq.status = SequenceStatus.FINISHED
 
     def _move(self, seq: Sequence, status: SequenceStatus) -> None:
+        self._unlist(seq)
+        self._list(seq, status)
+
+    def _unlist(self, seq: Sequence) -> None:
+        if seq.status is SequenceStatus.WAITING:
+            self._waiting_tokens -= seq.num_tokens
         self._lists[seq.status].remove(seq)
+
+    def _list(self, seq: Sequence, status: SequenceStatus) -> None:
         seq.status = status
         insort(self._lists[status], seq, key=by_arrival)
+        if status is SequenceStatus.WAITING:
+            self._waiting_tokens += seq.num_tokens
 
 
 def by_arrival(seq: Sequence) -> int:

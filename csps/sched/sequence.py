@@ -1,5 +1,6 @@
 """Counters of one request while it is scheduled."""
 
+from array import array
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import NamedTuple
@@ -45,6 +46,9 @@ class Sequence:
     expected_cached: int = 0
     num_cached: int | None = None
     stop_ids: frozenset[int] = frozenset()
+    # How KV that it may read was computed, preferred first; the last is its own way.
+    salts: tuple[str, ...] = field(init=False)
+    _ids: "array[int]" = field(init=False, repr=False)  # prompt and output
 
     def __post_init__(self) -> None:
         assert self.prompt_ids, "a prompt has at least one token"
@@ -52,34 +56,25 @@ class Sequence:
         self.stop_ids = frozenset(self.sampling.stop_token_ids)
         if not self.sampling.ignore_eos:
             self.stop_ids |= self.eos_ids
+        self.salts = _salts(self.attention)
+        self._ids = array("I", (*self.prompt_ids, *self.output_ids))
 
     @property
     def num_tokens(self) -> int:
-        return len(self.prompt_ids) + len(self.output_ids)
+        return len(self._ids)
 
     @property
     def num_left(self) -> int:
         """Tokens to prefill: of a waiting sequence those it does not expect to find cached."""
         return self.num_tokens - (self.num_computed or self.expected_cached)
 
-    @property
-    def salts(self) -> tuple[str, ...]:
-        """How KV that it may read was computed, preferred first; the last is its own way.
-
-        Whoever asked for a share gamma reads exact KV and what kept that share, no less.
-        """
-        params = self.attention
-        if params.kind is AttentionKind.DENSE:
-            return (params.kind,)
-        # Rounded, because clients send gamma in single precision.
-        detail = f"{params.gamma:.6g}" if params.kind is AttentionKind.CSA else params.window_blocks
-        return (AttentionKind.DENSE, f"{params.kind} {detail}")
-
     def token_ids(self, start: int, stop: int) -> tuple[int, ...]:
         """Prompt and output tokens at positions [start, stop)."""
-        offset = len(self.prompt_ids)
-        outputs = self.output_ids[max(start - offset, 0) : max(stop - offset, 0)]
-        return (*self.prompt_ids[start:stop], *outputs)
+        return tuple(self._ids[start:stop])
+
+    def packed_ids(self, start: int, stop: int) -> "array[int]":
+        """As `token_ids`, at less cost."""
+        return self._ids[start:stop]
 
     def sampling_from_here(self) -> SamplingParams:
         """What a rank that starts (or restarts) this sequence is told.
@@ -98,12 +93,22 @@ class Sequence:
         stop tokens until then).
         """
         self.output_ids.append(token_id)
+        self._ids.append(token_id)
         num_output = len(self.output_ids)
         if token_id in self.stop_ids and num_output >= self.sampling.min_tokens:
             return FinishReason.STOP
         if self.max_new_tokens is not None and num_output >= self.max_new_tokens:
             return FinishReason.LENGTH
         return None
+
+
+def _salts(params: AttentionParams) -> tuple[str, ...]:
+    """Whoever asked for a share gamma reads exact KV and what kept that share, no less."""
+    if params.kind is AttentionKind.DENSE:
+        return (params.kind.value,)
+    # Rounded, because clients send gamma in single precision.
+    detail = f"{params.gamma:.6g}" if params.kind is AttentionKind.CSA else params.window_blocks
+    return (AttentionKind.DENSE.value, f"{params.kind} {detail}")
 
 
 class TokenEvent(NamedTuple):

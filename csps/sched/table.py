@@ -13,6 +13,7 @@ class Table:
 
     def __init__(self, num_ranks: int) -> None:
         self.extents: list[Extent] = []  # neighbours joined
+        self.num_blocks = 0
         self.blocks_by_rank = [0] * num_ranks
         self.last_page = [-1] * num_ranks  # newest page on each rank, -1 if none
         self.cached: list[CachedBlock] = []
@@ -20,6 +21,7 @@ class Table:
     def add(self, extent: Extent) -> None:
         """Blocks at the end, joined with the last ones where their pages follow on."""
         rank, first_page, num_pages = extent
+        self.num_blocks += num_pages
         self.blocks_by_rank[rank] += num_pages
         self.last_page[rank] = first_page + num_pages - 1
         if self.extents:

@@ -45,7 +45,7 @@ def decode_work(seq: Sequence, master: int, new_extents: tuple[Extent, ...] = ()
     return Work(
         seq_id=seq.seq_id,
         start=at,
-        token_ids=seq.token_ids(at, at + 1),
+        token_ids=(seq.output_ids[-1],),
         slices=(Slice(master, at, at + 1),),
         new_extents=new_extents,
         sample=True,
