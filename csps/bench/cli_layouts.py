@@ -96,7 +96,7 @@ def layouts(
 def score(runs: Sequence[Run], logs: Path, complete: bool) -> Row:
     """Everything the record holds."""
     steps = {
-        name: read_steps(logs / f"{name}.jsonl", [run for run in runs if run.variant == name])
+        name: read_steps(logs / name, [run for run in runs if run.variant == name])
         for name in VARIANTS
     }
     fixed = [step for name, found in steps.items() if name != MODEL for step in found]

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from csps.bench.measure import Measured, ServerFlags, request
 from csps.bench.server import ServerProcess
+from csps.records.rows import STEPS_FILE
 from csps.rpc.client import GenerationClient
 
 MODEL = "model"  # the server whose cost model chooses
@@ -64,7 +65,7 @@ class LayoutsBench:
     rounds: int
     prompts: Callable[[int, int], Sequence[Sequence[int]]]  # of a round and size
     output: int
-    logs: Path  # a directory for the step logs, NAME.jsonl
+    logs: Path  # a directory for the step logs, NAME/steps.jsonl
     report: Callable[[str], None]
     runs: list[Run] = field(default_factory=list)
 
@@ -74,8 +75,9 @@ class LayoutsBench:
             targets = {}
             for name, layout in VARIANTS.items():
                 self.report(f"starting the server {name}")
-                log = ("--step-log", str(self.logs / f"{name}.jsonl"))
-                server = ServerProcess(*self.flags.arguments(), *layout, *log)
+                log = self.logs / name / STEPS_FILE
+                log.parent.mkdir()
+                server = ServerProcess(*self.flags.arguments(), *layout, "--step-log", str(log))
                 targets[name] = stack.enter_context(server).target
             asyncio.run(self._run(targets))
 

@@ -1,6 +1,5 @@
 """What `bench layouts` makes of its runs and of the servers' step logs."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
@@ -9,6 +8,7 @@ from typing import NamedTuple
 
 from csps.bench.layouts import MODEL, VARIANTS, Run
 from csps.percentiles import percentile
+from csps.records.rows import iter_steps
 
 Row = dict[str, object]
 
@@ -41,22 +41,21 @@ class Error(NamedTuple):
     relative: float
 
 
-def read_steps(path: Path, runs: Iterable[Run]) -> list[Step]:
+def read_steps(folder: Path, runs: Iterable[Run]) -> list[Step]:
     """The steps that ended within one of the runs; those of warming up are left out."""
-    if not path.exists():
-        return []
-    steps = []
     windows = [(run.begun, run.ended, run.size) for run in runs]
-    for line in path.read_text("utf-8").splitlines():
-        row = json.loads(line)
-        for begun, ended, size in windows:
-            if begun <= row["ended"] <= ended:
-                shape = tuple(
-                    row[f"num_{what}"] for what in ("tokens", "sequences", "pairs", "keys")
-                )
-                step = Step(size, row["layout"], shape, row["predicted_s"], max(row["wall_s"]))
-                steps.append(step)
-    return steps
+    return [
+        Step(
+            size,
+            row.layout,
+            (row.num_tokens, row.num_sequences, row.num_pairs, row.num_keys),
+            row.predicted_s,
+            max(row.wall_s),
+        )
+        for row in iter_steps(folder)
+        for begun, ended, size in windows
+        if begun <= row.ended_s <= ended
+    ]
 
 
 def errors_of_chosen(steps: Iterable[Step]) -> list[Error]:

@@ -8,6 +8,7 @@ from csps.bench.measure import ServerFlags, request
 from csps.bench.server import ServerProcess
 from csps.checkpoint.config import read_config
 from csps.checkpoint.locate import locate
+from csps.core.config import DType
 from csps.rpc.client import GenerationClient
 from csps.sched.volumes import Volumes
 
@@ -67,7 +68,7 @@ CASES = (
 async def traffic(flags: ServerFlags, prompt: list[int], output: int) -> list[dict[str, object]]:
     """For each case two rows: bytes of the prompt's prefill, and of `output` tokens' decode."""
     config = read_config(locate(flags.model))
-    volumes = Volumes(config, flags.ranks, 4 if flags.dtype == "float32" else 2)
+    volumes = Volumes(config, flags.ranks, DType(flags.dtype).element_bytes)
     rows: list[dict[str, object]] = []
     for case in CASES:
         with ServerProcess(*flags.arguments(), *case.flags) as server:

@@ -7,17 +7,18 @@ is touched by the event loop's thread alone.
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from csps.coordinator.counters import LaneCounters
 from csps.coordinator.live import Ended, LiveRequest, Prefilled
 from csps.coordinator.sparse import SparseSummary
-from csps.coordinator.step_log import StepLog
+from csps.coordinator.steps import FinishedStep
 from csps.core.errors import CspsError, DuplicateRequestError, UnavailableError
 from csps.core.plan import Lane, StepPlan, StepResult
 from csps.core.request import FinishReason
+from csps.core.shards import Extent
 from csps.rpc.fleet import Fleet
 from csps.sched.layout import LayoutPolicy
 from csps.sched.scheduler import Scheduler
@@ -33,11 +34,12 @@ class EngineLoop:
         scheduler: Scheduler,
         fleet: Fleet,
         layouts: Mapping[Lane, LayoutPolicy],
-        step_log: StepLog | None = None,
+        on_step: Callable[[FinishedStep], None],
     ) -> None:
+        """`on_step` is told of every step and must return at once."""
         self.scheduler = scheduler
         self._layouts = layouts
-        self._step_log = step_log
+        self._on_step = on_step
         self.counters = {lane: LaneCounters() for lane in scheduler.lanes}
         self.sparse = SparseSummary()  # of all requests, with `num_sparse` of them
         self.num_sparse = 0
@@ -126,13 +128,17 @@ class EngineLoop:
             self._note_scheduled(plan)
             decision = self._layouts[lane].decide(plan)
             plan = replace(plan, layout=decision.layout)
+            started = time.time()
             results = await self._fleet.run(plan)
+            ended = time.time()
+            extents = self._extents(plan)  # now: a sequence that ends gives its blocks back
             sampled = {token.seq_id: token for result in results for token in result.sampled}
             events = self.scheduler.complete(plan, sampled)
             self._release()
             self.counters[lane].add(plan, results, decision)
-            if self._step_log is not None:
-                self._step_log.add(plan, results, decision)
+            self._on_step(
+                FinishedStep(plan, results, decision, started, ended, self._used_pages(), extents)
+            )
             self._note_prefilled(plan)
             self._note_sparse(plan, results)
             self._note_scored(results)
@@ -143,6 +149,17 @@ class EngineLoop:
                     if finish is not None:
                         del self._by_seq[seq.seq_id]
             self._wake_all()
+
+    def _extents(self, plan: StepPlan) -> Mapping[int, tuple[Extent, ...]]:
+        """Blocks of the step's sequences, if bytes may differ from those of exact attention."""
+        if not any(work.attention.is_sparse for work in plan.work):
+            return {}
+        ledger = self.scheduler.ledger
+        return {work.seq_id: ledger.extents(work.seq_id) for work in plan.work}
+
+    def _used_pages(self) -> tuple[int, ...]:
+        ledger = self.scheduler.ledger
+        return tuple(ledger.used_pages(rank) for rank in range(ledger.num_ranks))
 
     def _note_scheduled(self, plan: StepPlan) -> None:
         now = time.monotonic()

@@ -15,22 +15,34 @@ from csps.checkpoint.chat import load_chat_template
 from csps.checkpoint.config import read_config
 from csps.checkpoint.locate import locate
 from csps.checkpoint.tokenizer import load_tokenizer
+from csps.coordinator.admin import AdminService
 from csps.coordinator.frontend import Frontend, ServedModel
 from csps.coordinator.launcher import LocalWorkers
 from csps.coordinator.loop import EngineLoop
 from csps.coordinator.schedule import make_layouts, make_scheduler
 from csps.coordinator.service import GenerationService
+from csps.coordinator.step_feed import StepFeed
 from csps.coordinator.step_log import StepLog
+from csps.coordinator.steps import row_builder
 from csps.core.config import ServerConfig, WorkerSetup
 from csps.core.errors import ConfigError, UnavailableError
 from csps.rpc.fleet import Fleet
 from csps.rpc.interceptors import ErrorInterceptor
 from csps.rpc.options import SERVER_OPTIONS
-from csps.v1 import generation_pb2, generation_pb2_grpc, worker_pb2_grpc
+from csps.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    generation_pb2,
+    generation_pb2_grpc,
+    worker_pb2_grpc,
+)
 
 logger = logging.getLogger(__name__)
 
-SERVICE = generation_pb2.DESCRIPTOR.services_by_name["Generation"].full_name
+SERVICES = (
+    generation_pb2.DESCRIPTOR.services_by_name["Generation"].full_name,
+    admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name,
+)
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 DRAIN_S = 5.0  # live requests may end by themselves
@@ -82,10 +94,10 @@ class Server:
             step_log = stack.enter_context(StepLog(log)) if log is not None else None
             model = await asyncio.to_thread(load_served_model, self._config.setup)
             fleet = Fleet(self._config)
-            service = GenerationService(self._config)
+            service, admin = GenerationService(self._config), AdminService()
             status = health.aio.HealthServicer()
             await self._set_health(status, NOT_SERVING)
-            public = await self._open_public(service, status)
+            public = await self._open_public(service, admin, status)
             stack.push_async_callback(public.stop, None)
             control = await self._open_control(fleet)
             stack.push_async_callback(control.stop, None)
@@ -93,14 +105,15 @@ class Server:
             num_blocks = await self._unless_stopped(fleet.wait_ready())
             if num_blocks is None:
                 return
-            frontend = await self._unless_stopped(
-                self._frontend(model, fleet, num_blocks, step_log)
-            )
+            feed = StepFeed(row_builder(self._config, model.config).row, step_log)
+            frontend = await self._unless_stopped(self._frontend(model, fleet, num_blocks, feed))
             if frontend is None:
                 return
             stack.callback(frontend.close)
             stack.push_async_callback(public.stop, CLOSE_S)
+            await stack.enter_async_context(feed)
             service.start(frontend)
+            admin.start(feed)
             await self._set_health(status, SERVING)
             on_ready(self, model, num_blocks)
             await self._run(frontend.loop, fleet, service, status)
@@ -145,24 +158,25 @@ class Server:
             await asyncio.gather(engine, heartbeats, stopped, return_exceptions=True)
 
     async def _frontend(
-        self, model: ServedModel, fleet: Fleet, num_blocks: int, step_log: StepLog | None
+        self, model: ServedModel, fleet: Fleet, num_blocks: int, feed: StepFeed
     ) -> Frontend:
         scheduler = make_scheduler(self._config, model.max_model_len, num_blocks)
         layouts = await make_layouts(self._config, fleet, scheduler)
         return Frontend(
             model,
-            EngineLoop(scheduler, fleet, layouts, step_log),
+            EngineLoop(scheduler, fleet, layouts, feed.step),
             placement=self._config.setup.placement,
             csa_min_tokens=self._config.csa_min_tokens,
         )
 
     async def _open_public(
-        self, service: GenerationService, status: health.aio.HealthServicer
+        self, service: GenerationService, admin: AdminService, status: health.aio.HealthServicer
     ) -> grpc.aio.Server:
         server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=SERVER_OPTIONS)
         generation_pb2_grpc.add_GenerationServicer_to_server(service, server)
+        admin_pb2_grpc.add_AdminServicer_to_server(admin, server)
         health_pb2_grpc.add_HealthServicer_to_server(status, server)
-        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
         self.port = _bind(server, self._config.host, self._config.port, "--port")
         await server.start()
@@ -201,7 +215,7 @@ class Server:
         stack.callback(watcher.cancel)
 
     async def _set_health(self, status: health.aio.HealthServicer, value: int) -> None:
-        for name in ("", SERVICE):
+        for name in ("", *SERVICES):
             await status.set(name, value)
 
 

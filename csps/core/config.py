@@ -15,6 +15,10 @@ class DType(StrEnum):
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
 
+    @property
+    def element_bytes(self) -> int:
+        return 4 if self is DType.FLOAT32 else 2
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerSetup:
@@ -49,7 +53,7 @@ class ServerConfig:
     `prefill_ranks`, `decode_ranks`, `prefix_cache` as in csps.sched.config. `step_timeout_s`: a
     step that some rank has not finished by then means that the rank is lost. `attention`: of
     requests that do not choose; prompts shorter than `csa_min_tokens` are always dense.
-    `step_log`: where every step is noted.
+    `step_log`: where every step's row (csps.records.rows) goes.
     """
 
     setup: WorkerSetup

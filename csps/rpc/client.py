@@ -1,10 +1,11 @@
-"""An asyncio client of csps.v1.Generation, for submit, the benches and replay."""
+"""An asyncio client of a server, for submit, the benches and replay."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Sequence
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 
@@ -13,9 +14,10 @@ from csps.core.errors import CspsError, InvalidRequestError
 from csps.core.request import FinishReason, SamplingParams
 from csps.rpc import convert
 from csps.rpc.convert_attention import ATTENTION_FROM_PROTO, ATTENTION_TO_PROTO, head_from_proto
+from csps.rpc.convert_steps import StepBatch, batch_from_proto
 from csps.rpc.options import COMMON_OPTIONS
+from csps.v1 import admin_pb2, admin_pb2_grpc, generation_pb2_grpc
 from csps.v1 import generation_pb2 as pb
-from csps.v1 import generation_pb2_grpc
 
 _FINISH = {
     pb.FINISH_REASON_STOP: FinishReason.STOP,
@@ -123,6 +125,7 @@ class GenerationClient:
         self.target = target
         self._channel = grpc.aio.insecure_channel(target, options=COMMON_OPTIONS)
         self._stub = generation_pb2_grpc.GenerationStub(self._channel)
+        self._admin = admin_pb2_grpc.AdminStub(self._channel)
 
     async def __aenter__(self) -> "GenerationClient":
         return self
@@ -161,9 +164,25 @@ class GenerationClient:
         except ValueError as error:
             raise InvalidRequestError("request", f"cannot be sent: {error}") from None
         call = self._stub.Generate(request, timeout=timeout_s)
+        async with contextlib.aclosing(self._responses(call)) as responses:
+            async for response in responses:
+                yield _event(response)
+
+    async def watch_steps(self, max_queued: int = 0) -> AsyncIterator[StepBatch]:
+        """Every step from the first batch on, which comes at once and is empty.
+
+        Ends when the server stops; raises ServerError. `max_queued`: see WatchStepsRequest.
+        """
+        call = self._admin.WatchSteps(admin_pb2.WatchStepsRequest(max_queued=max_queued))
+        async with contextlib.aclosing(self._responses(call)) as responses:
+            async for response in responses:
+                yield batch_from_proto(response)
+
+    async def _responses(self, call: Any) -> AsyncGenerator[Any, None]:
+        """What the server streams; ServerError if it ends with an error. Closing it cancels."""
         try:
             async for response in call:
-                yield _event(response)
+                yield response
         except grpc.aio.AioRpcError as error:
             raise self._error(error) from None
         except asyncio.CancelledError:

@@ -1,10 +1,13 @@
 """Bytes that a layer moves between ranks, by formula; docs/strategies.md derives them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
 from csps.core.heads import all_heads
 from csps.core.model_config import ModelConfig
+from csps.core.plan import Work
+from csps.core.shards import Extent
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +33,14 @@ class Volumes:
         """Every shard to every other rank: (P - 1) S k."""
         return (self.num_ranks - 1) * num_tokens * self.kv
 
+    @property
+    def shipped(self) -> int:
+        """A query there, (o, lse) back: 2 q + 4 Hq."""
+        return 2 * self.query + 4 * self.config.num_heads
+
     def ship(self, num_tokens: int) -> int:
-        """Queries there, (o, lse) back: (P - 1)(2 q + 4 Hq) per token."""
-        return (self.num_ranks - 1) * num_tokens * (2 * self.query + 4 * self.config.num_heads)
+        """Queries to all other ranks: (P - 1)(2 q + 4 Hq) per token."""
+        return (self.num_ranks - 1) * num_tokens * self.shipped
 
     def all_reduces(self, num_tokens: int) -> int:
         """Two, of 2 (P - 1)/P E e per rank and token."""
@@ -63,3 +71,28 @@ class Volumes:
     def logits(self) -> int:
         """Of one sampled row, in all: parts of the vocabulary in fp32 to one rank."""
         return (self.num_ranks - 1) * -(-self.config.vocab_size // self.num_ranks) * 4
+
+    def exact_prefill(self, work: Work, extents: Iterable[Extent], block_size: int) -> int:
+        """Of exact attention for one sequence's part of a prefill step: `ring` or queries shipped
+        to the ranks that hold keys before them, whichever is less. `extents`: all its blocks.
+        """
+        extents = tuple(extents)
+        held = _held(extents, block_size, work.stop)
+        if len(held) == 1:
+            return 0
+        shipped = sum(
+            piece.num_tokens * len(_held(extents, block_size, piece.start) - {piece.rank})
+            for piece in work.slices
+        )
+        return min(self.ring(work.stop), shipped * self.shipped)
+
+
+def _held(extents: Iterable[Extent], block_size: int, num_tokens: int) -> set[int]:
+    """Ranks that hold any of a sequence's first `num_tokens` tokens."""
+    ranks = set()
+    first = 0
+    for extent in extents:
+        if first < num_tokens:
+            ranks.add(extent.rank)
+        first += extent.num_pages * block_size
+    return ranks

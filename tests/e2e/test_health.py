@@ -25,7 +25,7 @@ from tests.e2e.harness import (
     request,
 )
 
-SERVICE = "csps.v1.Generation"
+SERVICE, ADMIN = "csps.v1.Generation", "csps.v1.Admin"
 METHODS = {"Generate", "Abort", "GetModelInfo", "GetServerInfo", "GetLoad"}
 
 
@@ -49,7 +49,8 @@ def test_not_serving_until_the_ranks_are_ready(tiny: Path) -> None:
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert "starting" in caught.value.details()
         server.wait_ready()
-        assert check(client.channel) == check(client.channel, SERVICE) == SERVING
+        for name in ("", SERVICE, ADMIN):
+            assert check(client.channel, name) == SERVING
         assert eventually(lambda: all(w.seen == [NOT_SERVING, SERVING] for w in watches))
         assert server.stop() == 0
         assert eventually(lambda: all(w.seen[2:] == [NOT_SERVING] for w in watches))
@@ -75,6 +76,7 @@ def test_reflection_lists_the_service_and_its_methods(two_ranks: Running) -> Non
     names = {service.name for service in listed.list_services_response.service}
     assert names == {
         SERVICE,
+        ADMIN,
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
     }

@@ -1,6 +1,5 @@
 """Every strategy behind the same interface: same tokens, its own lanes and layouts."""
 
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 
 from csps.bench.server import ServerProcess
 from csps.core.errors import UnavailableError
+from csps.records.rows import STEPS_FILE, read_steps
 from csps.v1 import generation_pb2 as pb
 from tests.e2e.harness import eventually, is_idle, prompt, request, serve
 
@@ -63,21 +63,25 @@ def test_sparse_attention_where_kv_is_by_head(tiny: Path) -> None:
 
 def test_steps_are_logged(tiny: Path, tmp_path: Path) -> None:
     """What the log says of steps is what the server counts."""
-    path = tmp_path / "steps.jsonl"
+    path = tmp_path / STEPS_FILE
     flags = ("--model", str(tiny), "--strategy", "shift", "--workers", "2")
     with serve(*flags, "--step-log", str(path)) as server:
         server.generate(request(prompt(700), max_tokens=5, ignore_eos=True))
         (lane,) = server.info().lanes
-    steps = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [step["lane"] for step in steps] == ["mixed"] * lane.steps
-    assert sum(step["num_tokens"] for step in steps) == lane.tokens == 704
-    for step in steps:
-        assert step["predicted_s"][step["layout"]] == min(step["predicted_s"].values())
-        assert len(step["wall_s"]) == 2
+    steps = read_steps(tmp_path)
+    assert [step.lane for step in steps] == ["mixed"] * lane.steps
+    assert sum(step.num_tokens for step in steps) == lane.tokens == 704
     totals = Counter()
     for step in steps:
-        totals.update(step["bytes_sent"])
+        assert step.predicted_s[step.layout] == min(step.predicted_s.values())
+        assert len(step.wall_s) == 2
+        assert 0 <= step.ended_s - step.started_s - max(step.wall_s) < 1
+        assert step.dense_bytes == sum(step.bytes_sent.values())
+        totals.update(step.bytes_sent)
     assert totals == lane.bytes_sent
+    assert {len(step.kv_pages) for step in steps} == {1}, "KV by head: the same on all ranks"
+    assert steps[-2].kv_pages == (-(-703 // 64),)
+    assert steps[-1].kv_pages == (0,)
 
 
 def test_a_step_log_that_cannot_be_written(tiny: Path) -> None:

@@ -1,6 +1,5 @@
 """What the layouts bench makes of runs and step logs."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,8 @@ from csps.bench.layouts_score import (
     read_steps,
     size_table,
 )
+from csps.core.plan import Lane, Layout
+from csps.records.rows import STEPS_FILE, StepRow, write_rows
 
 ONE, TWO = (1, 1, 0, 65), (2, 2, 0, 130)
 CHUNKS = (40, 3, 900, 64)
@@ -44,24 +45,24 @@ def test_each_server_is_first_in_its_turn() -> None:
 
 
 def test_steps_belong_to_the_run_they_ended_in(tmp_path: Path) -> None:
-    path = tmp_path / "log.jsonl"
     rows = [
-        {
-            "ended": ended, "lane": "mixed", "step_id": 0, "layout": "tp", "num_tokens": 2,
-            "num_sequences": 2, "num_pairs": 0, "num_keys": 130,
-            "predicted_s": {"sp": 0.2, "tp": 0.1}, "wall_s": [0.05, 0.08],
-        }
+        StepRow(
+            Lane.MIXED, 0, ended - 0.1, ended, Layout.TP,
+            num_tokens=2, num_sequences=2, num_pairs=0, num_keys=130,
+            wall_s=(0.05, 0.08), compute_s=(0.0, 0.0), comm_s=(0.0, 0.0), exposed_comm_s=(0.0, 0.0),
+            predicted_s={Layout.SP: 0.2, Layout.TP: 0.1},
+        )
         for ended in (9.0, 11.0, 15.0, 21.0)
     ]  # fmt: skip
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tmp_path / STEPS_FILE, rows)
     runs = [Run("model", 2, 0, 10.0, 12.0, []), Run("model", 4, 0, 20.0, 22.0, [])]
-    first, second = read_steps(path, runs)
+    first, second = read_steps(tmp_path, runs)
     assert first == Step(2, "tp", TWO, {"sp": 0.2, "tp": 0.1}, 0.08)
     assert second.size == 4
     assert first.is_whole_batch
     assert second.is_decode
     assert not second.is_whole_batch
-    assert read_steps(tmp_path / "none.jsonl", runs) == []
+    assert read_steps(tmp_path / "none", runs) == []
 
 
 def test_errors_of_the_layout_that_was_chosen() -> None:
