@@ -1,11 +1,15 @@
-"""Which layout a step gets: pure choices."""
+"""Which layout a step gets."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from csps.core.plan import Layout, StepPlan
 from csps.sched.cost import CostModel, shape_of
+
+# How much of the last step's error the next prediction is corrected by, and by how much in all.
+_DRIFT_RATE = 0.1
+_MAX_DRIFT = 8.0
 
 
 class Decision(NamedTuple):
@@ -22,6 +26,10 @@ class LayoutPolicy(Protocol):
         """The layout of `plan`, whatever its own is."""
         ...
 
+    def observe(self, decision: Decision, seconds: float) -> None:
+        """A step that was decided so took `seconds` on its slowest rank."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class FixedLayout:
@@ -32,6 +40,9 @@ class FixedLayout:
     def decide(self, plan: StepPlan) -> Decision:
         del plan
         return Decision(self.layout, {})
+
+    def observe(self, decision: Decision, seconds: float) -> None:
+        """Nothing was predicted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +58,30 @@ class TokenThreshold:
         layout = Layout.SP if plan.num_tokens > self.num_tokens else Layout.TP
         return Decision(layout, {})
 
+    def observe(self, decision: Decision, seconds: float) -> None:
+        """Nothing was predicted."""
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class CheapestLayout:
-    """The layout whose model predicts the least time."""
+    """The layout whose model predicts the least time.
+
+    A machine gets slower and faster (clocks, heat, who else is on it) than when the models were
+    fitted. Predictions follow it by one factor for all layouts, which never changes the choice:
+    a moving average, so one odd step does not count for much.
+    """
 
     models: Mapping[Layout, CostModel]
+    _drift: float = field(default=1.0, init=False)
 
     def decide(self, plan: StepPlan) -> Decision:
         shape = shape_of(plan)
-        predicted_s = {layout: model.predict(shape) for layout, model in self.models.items()}
+        predicted_s = {
+            layout: self._drift * model.predict(shape) for layout, model in self.models.items()
+        }
         return Decision(min(predicted_s, key=predicted_s.__getitem__), predicted_s)
+
+    def observe(self, decision: Decision, seconds: float) -> None:
+        ratio = seconds / decision.predicted_s[decision.layout]
+        drift = self._drift * ratio**_DRIFT_RATE
+        self._drift = min(max(drift, 1.0 / _MAX_DRIFT), _MAX_DRIFT)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csps.core.plan import Lane, Layout, StepPlan, Work
@@ -52,6 +52,7 @@ def test_fit_is_close_under_noise_on_shapes_it_has_not_seen():
         assert model.predict(shape) == pytest.approx(TRUE.predict(shape), rel=0.15)
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.builds(
@@ -85,6 +86,31 @@ def test_the_cheaper_layout_is_taken():
     few, many = policy.decide(plan((0, 99))), policy.decide(plan((0, 101)))
     assert (few.layout, many.layout) == (Layout.TP, Layout.SP)
     assert few.predicted_s[Layout.TP] == pytest.approx(0.109)
+
+
+def test_first_tokens_may_cost_more_than_later_ones():
+    true = CostModel(0.02, 5e-4, 8e-3, 0.0, 0.0, first_4_s=0.04, first_64_s=1e-3)
+    shapes = [StepShape(n, n, 0, 64 * n) for n in (1, 2, 4, 16, 64, 256)]
+    model = fit([Sample(shape, true.predict(shape)) for shape in shapes])
+    for n in (3, 8, 32, 128):
+        shape = StepShape(n, n, 0, 64 * n)
+        assert model.predict(shape) == pytest.approx(true.predict(shape), rel=0.02)
+
+
+def test_predictions_follow_a_machine_that_slows_down_and_choices_stay():
+    policy = CheapestLayout({Layout.TP: TRUE, Layout.SP: TRUE._replace(fixed_s=1.0)})
+    step = plan((0, 99))
+    first = policy.decide(step)
+    policy.observe(first, 100 * first.predicted_s[first.layout])  # one odd step
+    assert policy.decide(step).predicted_s[first.layout] < 2 * first.predicted_s[first.layout]
+    slow = 3 * first.predicted_s[first.layout]
+    for _ in range(60):
+        policy.observe(policy.decide(step), slow)
+    later = policy.decide(step)
+    assert later.layout is first.layout
+    assert later.predicted_s[later.layout] == pytest.approx(slow, rel=0.02)
+    ratios = [later.predicted_s[layout] / first.predicted_s[layout] for layout in first.predicted_s]
+    assert ratios[0] == pytest.approx(ratios[1])
 
 
 def test_a_threshold_and_a_fixed_layout():
