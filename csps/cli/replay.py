@@ -1,0 +1,95 @@
+"""`csps replay`: a trace to a live server."""
+
+import asyncio
+import importlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from csps.checkpoint.locate import DEFAULT_MODEL
+from csps.cli.terminal import console
+from csps.core.attention import AttentionKind
+from csps.rpc.client import AttentionChoice
+
+
+def replay(
+    trace: Annotated[Path, typer.Argument(help="A trace in CSPS's schema (csps trace --help).")],
+    out: Annotated[Path, typer.Option(help="Folder for the run's records; must not hold a run.")],
+    target: Annotated[str, typer.Option(help="HOST:PORT of the server.")] = "127.0.0.1:50051",
+    speed: Annotated[
+        float, typer.Option(min=1e-6, help="Play so many times as fast as the trace's clock.")
+    ] = 1.0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of the prompts' tokens: another seed shares nothing.")
+    ] = 0,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="Cut prompts from this text, so that attention is that of real text."),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="With --text: the server's model, for its tokenizer.")
+    ] = DEFAULT_MODEL,
+    attention: Annotated[
+        AttentionKind | None,
+        typer.Option(help="How prompts are prefilled; default: the server's choice."),
+    ] = None,
+    drain: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, help="Seconds to wait for what runs when all is sent; default: its end."
+        ),
+    ] = None,
+    slo_ttft: Annotated[
+        float | None, typer.Option(min=0.0, help="Seconds to the first token that count as good.")
+    ] = None,
+    slo_tbt: Annotated[
+        float | None, typer.Option(min=0.0, help="Milliseconds between tokens, likewise.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Of the run in comparisons; default: strategy and trace.")
+    ] = None,
+    skip_bad: Annotated[
+        bool,
+        typer.Option("--skip-bad", help="Leave out bad rows and requests beyond the context."),
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the summary here besides.")
+    ] = None,
+) -> None:
+    """Send a trace to a server, on the trace's clock, and record what comes back.
+
+    csps trace scale conversation.jsonl --lengths 32 --out small.jsonl
+
+    csps replay small.jsonl --target 127.0.0.1:50051 --out runs/csps --speed 2
+
+    csps compare runs/csps runs/sarathi --out report
+
+    Requests are sent when their time has come, whatever the answers do (open loop). Blocks with
+    the same id become the same tokens, so that what the trace shares is shared, and nothing
+    else. Ctrl-C ends the run and writes what there is.
+    """
+    run = importlib.import_module("csps.replay.run")
+    schema = importlib.import_module("csps.trace.schema")
+    loaded, bad = schema.read_trace(trace, skip_bad)
+    if bad:
+        console.print(f"{len(bad)} bad rows are left out:", highlight=False)
+        console.print(schema.bad_rows_text(trace, bad), highlight=False, soft_wrap=True)
+    config = run.ReplayConfig(
+        target=target,
+        out=out,
+        speed=speed,
+        seed=seed,
+        drain_s=drain,
+        text=text,
+        model=model,
+        attention=AttentionChoice(attention),
+        slo_ttft_s=slo_ttft,
+        slo_tbt_ms=slo_tbt,
+        name=name,
+        skip_bad=skip_bad,
+    )
+    summary = asyncio.run(run.replay(loaded, config, console, len(bad)))
+    if json_file is not None:
+        importlib.import_module("csps.records.summary").save(json_file, summary)
+    console.print(f"records are in {out}", highlight=False, soft_wrap=True)
