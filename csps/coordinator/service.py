@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 
 import grpc
 
-from csps import __version__
 from csps.checkpoint.chat import ChatMessage
 from csps.coordinator.frontend import Frontend, Piece, Prompt, elapsed
+from csps.coordinator.info import server_info
 from csps.coordinator.live import LiveRequest, Prefilled
 from csps.core.attention import AttentionParams
 from csps.core.config import ServerConfig
@@ -15,7 +15,6 @@ from csps.core.errors import InvalidRequestError, UnavailableError, UnknownReque
 from csps.core.request import FinishReason
 from csps.rpc import convert
 from csps.rpc.convert_attention import ATTENTION_FROM_PROTO, ATTENTION_TO_PROTO
-from csps.sched.ledger import Ledger
 from csps.v1 import generation_pb2 as pb
 from csps.v1 import generation_pb2_grpc
 
@@ -119,57 +118,7 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
     async def GetServerInfo(
         self, request: pb.GetServerInfoRequest, context: Context
     ) -> pb.GetServerInfoResponse:
-        loop, config = self._front.loop, self._config
-        scheduler = loop.scheduler
-        return pb.GetServerInfoResponse(
-            version=__version__,
-            strategy=config.strategy.value,
-            sp=config.sp,
-            tp=config.setup.tp,
-            block_size=config.setup.block_size,
-            blocks_per_rank=scheduler.config.pages_per_rank,
-            stage_tokens=config.stage_tokens,
-            long_tokens=config.long_tokens,
-            uptime_s=time.monotonic() - self._started,
-            lanes=[
-                pb.LaneCounters(
-                    lane=lane,
-                    steps=counters.steps,
-                    tokens=counters.tokens,
-                    wall_s=counters.wall_s,
-                    compute_s=counters.compute_s,
-                    comm_s=counters.comm_s,
-                    exposed_comm_s=counters.exposed_comm_s,
-                    bytes_sent=counters.bytes_sent,
-                    received_by_rank=[
-                        counters.received_by_rank[rank] for rank in range(config.num_ranks)
-                    ],
-                    layouts=[
-                        pb.LayoutCounters(
-                            layout=layout,
-                            steps=sums.steps,
-                            tokens=sums.tokens,
-                            wall_s=sums.wall_s,
-                            predicted_s=sums.predicted_s,
-                        )
-                        for layout, sums in counters.by_layout.items()
-                    ],
-                )
-                for lane, counters in loop.counters.items()
-            ],
-            used_blocks_by_rank=[
-                scheduler.ledger.used_pages(config.kv_shard(rank))
-                for rank in range(0, config.num_ranks, config.setup.tp)
-            ],
-            attention=config.attention.kind.value,
-            csa_gamma=config.attention.gamma,
-            csa_min_tokens=config.csa_min_tokens,
-            sparse_requests=loop.num_sparse,
-            sparse=loop.sparse.to_proto(),
-            token_budget=config.token_budget,
-            preemptions=scheduler.num_preemptions,
-            prefix_cache=_prefix_cache(scheduler.ledger) if config.prefix_cache else None,
-        )
+        return server_info(self._front, self._config, time.monotonic() - self._started)
 
     async def GetLoad(self, request: pb.GetLoadRequest, context: Context) -> pb.GetLoadResponse:
         scheduler = self._front.loop.scheduler
@@ -179,16 +128,6 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
             queued_tokens=scheduler.num_waiting_tokens,
             kv_usage=scheduler.kv_usage,
         )
-
-
-def _prefix_cache(ledger: Ledger) -> pb.PrefixCache:
-    stats = ledger.cache_stats
-    return pb.PrefixCache(
-        query_tokens=stats.query_tokens,
-        hit_tokens=stats.hit_tokens,
-        blocks=stats.num_blocks,
-        evictions=stats.num_evictions,
-    )
 
 
 def _prompt(request: pb.GenerateRequest) -> Prompt:

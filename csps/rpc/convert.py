@@ -1,6 +1,6 @@
 """core values <-> protobuf messages: with convert_attention the only place that knows both."""
 
-from csps.core.attention import DENSE, CsaConfig, Estimate, Wire
+from csps.core.attention import DENSE
 from csps.core.config import DType, WorkerSetup
 from csps.core.plan import (
     Lane,
@@ -19,6 +19,8 @@ from csps.core.strategy import Placement
 from csps.rpc.convert_attention import (
     attention_from_proto,
     attention_to_proto,
+    csa_from_proto,
+    csa_to_proto,
     sparse_from_proto,
     sparse_to_proto,
 )
@@ -66,15 +68,7 @@ def setup_to_proto(setup: WorkerSetup) -> worker_pb2.Setup:
         threads_per_rank=setup.threads_per_rank,
         collective_timeout_s=setup.collective_timeout_s,
         rope_scaling=setup.rope_scaling,
-        csa=worker_pb2.CsaSetup(
-            min_recall=setup.csa.min_recall,
-            min_recall_p5=setup.csa.min_recall_p5,
-            max_density=setup.csa.max_density,
-            rows_per_tile=setup.csa.rows_per_tile,
-            estimate=setup.csa.estimate.value,
-            wire=setup.csa.wire.value,
-            pipeline=setup.csa.pipeline,
-        ),
+        csa=csa_to_proto(setup.csa),
     )
 
 
@@ -90,15 +84,7 @@ def setup_from_proto(message: worker_pb2.Setup) -> WorkerSetup:
         threads_per_rank=message.threads_per_rank,
         collective_timeout_s=message.collective_timeout_s,
         rope_scaling=message.rope_scaling,
-        csa=CsaConfig(
-            min_recall=message.csa.min_recall,
-            min_recall_p5=message.csa.min_recall_p5,
-            max_density=message.csa.max_density,
-            rows_per_tile=message.csa.rows_per_tile,
-            estimate=Estimate(message.csa.estimate),
-            wire=Wire(message.csa.wire),
-            pipeline=message.csa.pipeline,
-        ),
+        csa=csa_from_proto(message.csa),
     )
 
 

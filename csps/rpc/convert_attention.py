@@ -1,6 +1,14 @@
 """core.attention <-> protobuf messages: how a prefill attends, and what it approximated."""
 
-from csps.core.attention import AttentionKind, AttentionParams, HeadReport, SparseReport
+from csps.core.attention import (
+    AttentionKind,
+    AttentionParams,
+    CsaConfig,
+    Estimate,
+    HeadReport,
+    SparseReport,
+    Wire,
+)
 from csps.v1 import generation_pb2, worker_pb2
 
 ATTENTION_TO_PROTO = {
@@ -30,6 +38,30 @@ def attention_from_proto(message: worker_pb2.Attention) -> AttentionParams:
         gamma=message.gamma,
         window_blocks=message.window_blocks,
         seed=message.seed,
+    )
+
+
+def csa_to_proto(config: CsaConfig) -> generation_pb2.CsaSetup:
+    return generation_pb2.CsaSetup(
+        min_recall=config.min_recall,
+        min_recall_p5=config.min_recall_p5,
+        max_density=config.max_density,
+        rows_per_tile=config.rows_per_tile,
+        estimate=config.estimate.value,
+        wire=config.wire.value,
+        pipeline=config.pipeline,
+    )
+
+
+def csa_from_proto(message: generation_pb2.CsaSetup) -> CsaConfig:
+    return CsaConfig(
+        min_recall=message.min_recall,
+        min_recall_p5=message.min_recall_p5,
+        max_density=message.max_density,
+        rows_per_tile=message.rows_per_tile,
+        estimate=Estimate(message.estimate),
+        wire=Wire(message.wire),
+        pipeline=message.pipeline,
     )
 
 

@@ -280,7 +280,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "strategy", "sp", "tp", "block_size", "blocks_per_rank", "stage_tokens", "long_tokens", "uptime_s", "lanes", "used_blocks_by_rank", "attention", "csa_gamma", "csa_min_tokens", "sparse_requests", "sparse", "token_budget", "preemptions", "prefix_cache")
+    __slots__ = ("version", "strategy", "sp", "tp", "block_size", "blocks_per_rank", "stage_tokens", "long_tokens", "uptime_s", "lanes", "used_blocks_by_rank", "attention", "csa_gamma", "csa_min_tokens", "sparse_requests", "sparse", "token_budget", "preemptions", "prefix_cache", "model", "dtype", "max_model_len", "max_running", "max_waiting_tokens", "ageing", "layout", "shift_threshold", "prefill_ranks", "decode_ranks", "threads_per_rank", "csa_window_blocks", "csa")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STRATEGY_FIELD_NUMBER: _ClassVar[int]
     SP_FIELD_NUMBER: _ClassVar[int]
@@ -300,6 +300,19 @@ class GetServerInfoResponse(_message.Message):
     TOKEN_BUDGET_FIELD_NUMBER: _ClassVar[int]
     PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
     PREFIX_CACHE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
+    MAX_RUNNING_FIELD_NUMBER: _ClassVar[int]
+    MAX_WAITING_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    AGEING_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    SHIFT_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_RANKS_FIELD_NUMBER: _ClassVar[int]
+    DECODE_RANKS_FIELD_NUMBER: _ClassVar[int]
+    THREADS_PER_RANK_FIELD_NUMBER: _ClassVar[int]
+    CSA_WINDOW_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    CSA_FIELD_NUMBER: _ClassVar[int]
     version: str
     strategy: str
     sp: int
@@ -319,7 +332,38 @@ class GetServerInfoResponse(_message.Message):
     token_budget: int
     preemptions: int
     prefix_cache: PrefixCache
-    def __init__(self, version: _Optional[str] = ..., strategy: _Optional[str] = ..., sp: _Optional[int] = ..., tp: _Optional[int] = ..., block_size: _Optional[int] = ..., blocks_per_rank: _Optional[int] = ..., stage_tokens: _Optional[int] = ..., long_tokens: _Optional[int] = ..., uptime_s: _Optional[float] = ..., lanes: _Optional[_Iterable[_Union[LaneCounters, _Mapping]]] = ..., used_blocks_by_rank: _Optional[_Iterable[int]] = ..., attention: _Optional[str] = ..., csa_gamma: _Optional[float] = ..., csa_min_tokens: _Optional[int] = ..., sparse_requests: _Optional[int] = ..., sparse: _Optional[_Union[AttentionReport, _Mapping]] = ..., token_budget: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_cache: _Optional[_Union[PrefixCache, _Mapping]] = ...) -> None: ...
+    model: str
+    dtype: str
+    max_model_len: int
+    max_running: int
+    max_waiting_tokens: int
+    ageing: float
+    layout: str
+    shift_threshold: int
+    prefill_ranks: _containers.RepeatedScalarFieldContainer[int]
+    decode_ranks: _containers.RepeatedScalarFieldContainer[int]
+    threads_per_rank: int
+    csa_window_blocks: int
+    csa: CsaSetup
+    def __init__(self, version: _Optional[str] = ..., strategy: _Optional[str] = ..., sp: _Optional[int] = ..., tp: _Optional[int] = ..., block_size: _Optional[int] = ..., blocks_per_rank: _Optional[int] = ..., stage_tokens: _Optional[int] = ..., long_tokens: _Optional[int] = ..., uptime_s: _Optional[float] = ..., lanes: _Optional[_Iterable[_Union[LaneCounters, _Mapping]]] = ..., used_blocks_by_rank: _Optional[_Iterable[int]] = ..., attention: _Optional[str] = ..., csa_gamma: _Optional[float] = ..., csa_min_tokens: _Optional[int] = ..., sparse_requests: _Optional[int] = ..., sparse: _Optional[_Union[AttentionReport, _Mapping]] = ..., token_budget: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_cache: _Optional[_Union[PrefixCache, _Mapping]] = ..., model: _Optional[str] = ..., dtype: _Optional[str] = ..., max_model_len: _Optional[int] = ..., max_running: _Optional[int] = ..., max_waiting_tokens: _Optional[int] = ..., ageing: _Optional[float] = ..., layout: _Optional[str] = ..., shift_threshold: _Optional[int] = ..., prefill_ranks: _Optional[_Iterable[int]] = ..., decode_ranks: _Optional[_Iterable[int]] = ..., threads_per_rank: _Optional[int] = ..., csa_window_blocks: _Optional[int] = ..., csa: _Optional[_Union[CsaSetup, _Mapping]] = ...) -> None: ...
+
+class CsaSetup(_message.Message):
+    __slots__ = ("min_recall", "max_density", "rows_per_tile", "estimate", "wire", "pipeline", "min_recall_p5")
+    MIN_RECALL_FIELD_NUMBER: _ClassVar[int]
+    MAX_DENSITY_FIELD_NUMBER: _ClassVar[int]
+    ROWS_PER_TILE_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATE_FIELD_NUMBER: _ClassVar[int]
+    WIRE_FIELD_NUMBER: _ClassVar[int]
+    PIPELINE_FIELD_NUMBER: _ClassVar[int]
+    MIN_RECALL_P5_FIELD_NUMBER: _ClassVar[int]
+    min_recall: float
+    max_density: float
+    rows_per_tile: int
+    estimate: str
+    wire: str
+    pipeline: bool
+    min_recall_p5: float
+    def __init__(self, min_recall: _Optional[float] = ..., max_density: _Optional[float] = ..., rows_per_tile: _Optional[int] = ..., estimate: _Optional[str] = ..., wire: _Optional[str] = ..., pipeline: bool = ..., min_recall_p5: _Optional[float] = ...) -> None: ...
 
 class PrefixCache(_message.Message):
     __slots__ = ("query_tokens", "hit_tokens", "blocks", "evictions")

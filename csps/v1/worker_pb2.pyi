@@ -80,28 +80,10 @@ class Setup(_message.Message):
     tp: int
     threads_per_rank: int
     collective_timeout_s: float
-    csa: CsaSetup
+    csa: _generation_pb2.CsaSetup
     rope_scaling: str
     placement: str
-    def __init__(self, model: _Optional[str] = ..., dtype: _Optional[str] = ..., block_size: _Optional[int] = ..., kv_memory_bytes: _Optional[int] = ..., max_model_len: _Optional[int] = ..., tp: _Optional[int] = ..., threads_per_rank: _Optional[int] = ..., collective_timeout_s: _Optional[float] = ..., csa: _Optional[_Union[CsaSetup, _Mapping]] = ..., rope_scaling: _Optional[str] = ..., placement: _Optional[str] = ...) -> None: ...
-
-class CsaSetup(_message.Message):
-    __slots__ = ("min_recall", "max_density", "rows_per_tile", "estimate", "wire", "pipeline", "min_recall_p5")
-    MIN_RECALL_FIELD_NUMBER: _ClassVar[int]
-    MAX_DENSITY_FIELD_NUMBER: _ClassVar[int]
-    ROWS_PER_TILE_FIELD_NUMBER: _ClassVar[int]
-    ESTIMATE_FIELD_NUMBER: _ClassVar[int]
-    WIRE_FIELD_NUMBER: _ClassVar[int]
-    PIPELINE_FIELD_NUMBER: _ClassVar[int]
-    MIN_RECALL_P5_FIELD_NUMBER: _ClassVar[int]
-    min_recall: float
-    max_density: float
-    rows_per_tile: int
-    estimate: str
-    wire: str
-    pipeline: bool
-    min_recall_p5: float
-    def __init__(self, min_recall: _Optional[float] = ..., max_density: _Optional[float] = ..., rows_per_tile: _Optional[int] = ..., estimate: _Optional[str] = ..., wire: _Optional[str] = ..., pipeline: bool = ..., min_recall_p5: _Optional[float] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., dtype: _Optional[str] = ..., block_size: _Optional[int] = ..., kv_memory_bytes: _Optional[int] = ..., max_model_len: _Optional[int] = ..., tp: _Optional[int] = ..., threads_per_rank: _Optional[int] = ..., collective_timeout_s: _Optional[float] = ..., csa: _Optional[_Union[_generation_pb2.CsaSetup, _Mapping]] = ..., rope_scaling: _Optional[str] = ..., placement: _Optional[str] = ...) -> None: ...
 
 class Ready(_message.Message):
     __slots__ = ("num_blocks",)

@@ -102,12 +102,15 @@ def test_model_info(two_ranks: Running, tiny: Path) -> None:
     assert model.num_parameters == layers * layer + 2 * 400 * hidden + hidden
 
 
-def test_server_info_counts_what_the_lanes_did(two_ranks: Running) -> None:
+def test_server_info_counts_what_the_lanes_did(two_ranks: Running, tiny: Path) -> None:
     before = two_ranks.info()
     assert before.version == csps.__version__
     assert (before.sp, before.tp, before.block_size) == (2, 1, 16)
     assert (before.long_tokens, before.stage_tokens) == (128, 512)
     assert before.blocks_per_rank > 0
+    assert (before.model, before.dtype, before.max_model_len) == (tiny.name, "float32", 2048)
+    assert (before.max_running, before.max_waiting_tokens) == (64, 1_000_000)
+    assert (before.csa.min_recall, before.csa.wire, before.csa.pipeline) == (0.9, "model", True)
     assert before.uptime_s > 0
     assert [lane.lane for lane in before.lanes] == ["prefill", "decode"]
     two_ranks.generate(request(prompt(1000), max_tokens=10, ignore_eos=True))
