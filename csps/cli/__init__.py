@@ -7,9 +7,11 @@ import typer
 
 from csps import __version__
 from csps.bench.cli import app as bench_app
+from csps.cli.replay import replay as replay_command
 from csps.cli.serve import serve as serve_command
 from csps.cli.submit import submit as submit_command
 from csps.cli.terminal import print_error
+from csps.cli.trace import app as trace_app
 from csps.cli.worker import worker as worker_command
 from csps.core.errors import CspsError
 
@@ -22,6 +24,8 @@ app = typer.Typer(
 app.command()(serve_command)
 app.command()(worker_command)
 app.command()(submit_command)
+app.command()(replay_command)
+app.add_typer(trace_app, name="trace")
 app.add_typer(bench_app, name="bench")
 
 
