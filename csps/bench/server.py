@@ -31,6 +31,7 @@ class ServerProcess:
         self._log_path = Path(self._directory.name) / "log"
         self._ready_path = Path(self._directory.name) / "ready.json"
         self.target = ""
+        self.metrics_url = ""  # with --metrics-port
 
     @property
     def log(self) -> str:
@@ -57,7 +58,8 @@ class ServerProcess:
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
             if self._ready_path.exists() and (text := self._ready_path.read_text()):
-                self.target = json.loads(text)["target"]
+                ready = json.loads(text)
+                self.target, self.metrics_url = ready["target"], ready["metrics"]
                 return
             if self.process.poll() is not None:
                 raise UnavailableError(

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from csps.checkpoint.locate import DEFAULT_MODEL
+from csps.cli import observe_options as observe
 from csps.cli import sparse_options as sparse
 from csps.cli.serve_flags import (
     parse_attention,
@@ -231,13 +232,9 @@ def serve(
             rich_help_panel=SERVE,
         ),
     ] = None,
-    step_log: Annotated[
-        Path | None,
-        typer.Option(
-            help="Append a JSON line for every step: layout, tokens, times, bytes.",
-            rich_help_panel=SERVE,
-        ),
-    ] = None,
+    step_log: observe.StepLog = None,
+    metrics_port: observe.MetricsPort = None,
+    otlp_endpoint: observe.OtlpEndpoint = "",
     log_level: Annotated[
         str, typer.Option(help="DEBUG, INFO, ...", rich_help_panel=SERVE)
     ] = "INFO",
@@ -298,5 +295,7 @@ def serve(
         control_host=control_host,
         control_port=control_port,
         step_log=step_log,
+        metrics_port=metrics_port,
+        otlp_endpoint=otlp_endpoint,
     )
     asyncio.run(run_server(config, start_workers=workers > 0, ready_file=ready_file))

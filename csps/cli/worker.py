@@ -10,6 +10,7 @@ import typer
 
 from csps.cli.terminal import print_error, start_logging
 from csps.core.errors import CspsError
+from csps.rpc.http_metrics import MetricsServer
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,16 @@ def worker(
     join_timeout: Annotated[
         float, typer.Option(min=1, help="Seconds to wait for the coordinator to be there.")
     ] = 300.0,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            help="Serve this rank's Prometheus metrics at http://METRICS_HOST:PORT/metrics; 0 "
+            "picks a free port, which is logged. Default: none.",
+        ),
+    ] = None,
+    metrics_host: Annotated[str, typer.Option(help="Address of --metrics-port.")] = "127.0.0.1",
     log_level: Annotated[str, typer.Option(help="DEBUG, INFO, ...")] = "INFO",
 ) -> None:
     """Run one rank: torchrun --nproc-per-node 8 ... -m csps worker --coordinator HOST:PORT."""
@@ -42,8 +53,13 @@ def worker(
         rendezvous=rendezvous,
     )
     status = 1
+    metrics = None
     try:
-        service.Worker(coordinator, place, join_timeout_s=join_timeout).run()
+        if metrics_port is not None:
+            metrics = importlib.import_module("csps.worker.metrics").WorkerMetrics(rank)
+            server = MetricsServer(metrics.registry, metrics_host, metrics_port)
+            logger.info("rank %d: metrics at %s", rank, server.url)
+        service.Worker(coordinator, place, join_timeout_s=join_timeout, metrics=metrics).run()
         status = 0
     except CspsError as error:
         print_error(error)

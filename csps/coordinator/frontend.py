@@ -10,7 +10,7 @@ import secrets
 import time
 import zlib
 from array import array
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeGuard, cast
@@ -93,8 +93,13 @@ class Frontend:
         attention: AttentionParams,
         *,
         report_heads: bool = False,
+        time_left_s: float | None = None,
+        trace_context: Mapping[str, str] | None = None,
     ) -> LiveRequest:
-        """A queued request. Raises InvalidRequestError, OverloadedError, DuplicateRequestError."""
+        """A queued request. Raises InvalidRequestError, OverloadedError, DuplicateRequestError.
+
+        `time_left_s`: after that the client is gone. `trace_context`: W3C headers, for tracing.
+        """
         received = time.monotonic()
         request_id = self._check_id(request_id)
         if model and model != self.model.name:
@@ -126,7 +131,9 @@ class Frontend:
                 self._attention(prompt_ids, attention),
             ),
             received=received,
+            deadline=math.inf if time_left_s is None else received + time_left_s,
             sparse=SparseSummary(keep_heads=report_heads),
+            trace_context=trace_context or {},
         )
         self.loop.submit(live)
         return live
@@ -146,6 +153,7 @@ class Frontend:
                 drawn = [event for event in events if isinstance(event, Token)]
                 ended = next((event for event in events if isinstance(event, Ended)), None)
                 if ended is not None and ended.error is not None:
+                    live.error = ended.error
                     raise ended.error
                 finish = ended.finish if ended is not None else None
                 if drawn and drawn[-1].finish is not None:
@@ -157,6 +165,7 @@ class Frontend:
                     finish = FinishReason.STOP if stopped else finish
                     yield piece
                 if finish is not None:
+                    live.finish = finish
                     yield finish
                     return
         finally:

@@ -17,8 +17,16 @@ JOIN_TIMEOUT_S = 30.0
 class LocalWorkers:
     """N worker processes on this machine, meeting through a file in a private directory."""
 
-    def __init__(self, num_ranks: int, control_address: str, threads_per_rank: int) -> None:
+    def __init__(
+        self,
+        num_ranks: int,
+        control_address: str,
+        threads_per_rank: int,
+        metrics: tuple[str, int] | None,
+    ) -> None:
+        """`metrics`: host and port of the coordinator's; the ranks' are behind it, 0 stays 0."""
         self._num_ranks = num_ranks
+        self._metrics = metrics
         self._control_address = control_address
         self._threads = threads_per_rank or max((os.cpu_count() or 1) // num_ranks, 1)
         self._directory = Path(tempfile.mkdtemp(prefix="csps-"))
@@ -40,6 +48,7 @@ class LocalWorkers:
                 *("--local-rank", str(rank), "--local-world-size", str(self._num_ranks)),
                 *("--rendezvous", f"file://{self._directory}/store"),
                 *("--join-timeout", str(JOIN_TIMEOUT_S), "--log-level", level),
+                *self._metrics_flags(rank),
             ]
             # A process group of its own: Ctrl-C in the terminal reaches the coordinator alone,
             # which then stops the ranks in order. Not a session of its own: Linux would give
@@ -49,6 +58,12 @@ class LocalWorkers:
                 *command, env=environment, process_group=0
             )
             self._processes.append(process)
+
+    def _metrics_flags(self, rank: int) -> tuple[str, ...]:
+        if self._metrics is None:
+            return ()
+        host, port = self._metrics
+        return ("--metrics-host", host, "--metrics-port", str(port + 1 + rank if port else 0))
 
     async def wait_any(self) -> str:
         """Return a sentence about the first process that ends."""

@@ -7,12 +7,13 @@ is touched by the event loop's thread alone.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from csps.coordinator.counters import LaneCounters
-from csps.coordinator.live import Ended, LiveRequest, Prefilled
+from csps.coordinator.live import Ended, LiveRequest, Prefilled, PrefillStep
+from csps.coordinator.observer import Observer
 from csps.coordinator.sparse import SparseSummary
 from csps.coordinator.steps import FinishedStep
 from csps.core.errors import CspsError, DuplicateRequestError, UnavailableError
@@ -20,7 +21,7 @@ from csps.core.plan import Lane, StepPlan, StepResult
 from csps.core.request import FinishReason
 from csps.core.shards import Extent
 from csps.rpc.fleet import Fleet
-from csps.sched.layout import LayoutPolicy
+from csps.sched.layout import Decision, LayoutPolicy
 from csps.sched.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
@@ -34,12 +35,11 @@ class EngineLoop:
         scheduler: Scheduler,
         fleet: Fleet,
         layouts: Mapping[Lane, LayoutPolicy],
-        on_step: Callable[[FinishedStep], None],
+        observers: Sequence[Observer] = (),
     ) -> None:
-        """`on_step` is told of every step and must return at once."""
         self.scheduler = scheduler
         self._layouts = layouts
-        self._on_step = on_step
+        self._observers = observers
         self.counters = {lane: LaneCounters() for lane in scheduler.lanes}
         self.sparse = SparseSummary()  # of all requests, with `num_sparse` of them
         self.num_sparse = 0
@@ -72,7 +72,15 @@ class EngineLoop:
         """
         if self._by_id.get(live.request_id) is live:
             del self._by_id[live.request_id]
+            live.ended = time.monotonic()
+            for observer in self._observers:
+                observer.on_end(live)
         self._stop_work(live)
+
+    def refused(self, error: CspsError) -> None:
+        """A request was not taken: it never became live."""
+        for observer in self._observers:
+            observer.on_refused(error)
 
     def abort(self, request_id: str) -> bool:
         """End a live request's stream with reason ABORT; False if there is none of that id."""
@@ -130,25 +138,34 @@ class EngineLoop:
             plan = replace(plan, layout=decision.layout)
             started = time.time()
             results = await self._fleet.run(plan)
-            ended = time.time()
-            extents = self._extents(plan)  # now: a sequence that ends gives its blocks back
-            sampled = {token.seq_id: token for result in results for token in result.sampled}
-            events = self.scheduler.complete(plan, sampled)
-            self._release()
-            self.counters[lane].add(plan, results, decision)
-            self._on_step(
-                FinishedStep(plan, results, decision, started, ended, self._used_pages(), extents)
-            )
-            self._note_prefilled(plan)
-            self._note_sparse(plan, results)
-            self._note_scored(results)
-            for seq, token, finish in events:
-                live = self._by_seq.get(seq.seq_id)
-                if live is not None:
-                    live.put_token(token, finish)
-                    if finish is not None:
-                        del self._by_seq[seq.seq_id]
+            self._finish(plan, results, decision, started)
             self._wake_all()
+
+    def _finish(
+        self, plan: StepPlan, results: Sequence[StepResult], decision: Decision, started: float
+    ) -> None:
+        wall_s = max(result.stats.wall_s for result in results)
+        self._layouts[plan.lane].observe(decision, wall_s)
+        ended = time.time()
+        extents = self._extents(plan)  # now: a sequence that ends gives its blocks back
+        sampled = {token.seq_id: token for result in results for token in result.sampled}
+        events = self.scheduler.complete(plan, sampled)
+        self._release()
+        self.counters[plan.lane].add(plan, results, decision)
+        step = FinishedStep(plan, results, decision, started, ended, self._used_pages(), extents)
+        for observer in self._observers:
+            observer.on_step(step)
+        self._note_prefilled(step)
+        self._note_sparse(plan, results)
+        self._note_scored(results)
+        for seq, token, finish in events:
+            live = self._by_seq.get(seq.seq_id)
+            if live is not None:
+                gap_s = live.put_token(token, finish)
+                for observer in self._observers:
+                    observer.on_token(live, gap_s)
+                if finish is not None:
+                    del self._by_seq[seq.seq_id]
 
     def _extents(self, plan: StepPlan) -> Mapping[int, tuple[Extent, ...]]:
         """Blocks of the step's sequences, if bytes may differ from those of exact attention."""
@@ -168,13 +185,17 @@ class EngineLoop:
             if live is not None and not live.first_scheduled:
                 live.first_scheduled = now
 
-    def _note_prefilled(self, plan: StepPlan) -> None:
-        if plan.lane is Lane.DECODE:
+    def _note_prefilled(self, step: FinishedStep) -> None:
+        lane, step_id, layout = step.plan.lane, step.plan.step_id, step.plan.layout
+        if lane is Lane.DECODE:
             return
-        for work in plan.work:
+        for work in step.plan.work:
             live = self._by_seq.get(work.seq_id)
             if live is not None and not live.first_token:
                 live.events.put_nowait(Prefilled(work.stop))
+                live.prefill_steps.append(
+                    PrefillStep(lane, step_id, layout, work.num_tokens, step.started, step.ended)
+                )
 
     def _note_sparse(self, plan: StepPlan, results: Sequence[StepResult]) -> None:
         for work in plan.work:

@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
+import importlib
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import grpc
@@ -19,6 +20,8 @@ from csps.coordinator.admin import AdminService
 from csps.coordinator.frontend import Frontend, ServedModel
 from csps.coordinator.launcher import LocalWorkers
 from csps.coordinator.loop import EngineLoop
+from csps.coordinator.metrics import Metrics
+from csps.coordinator.observer import Observer
 from csps.coordinator.schedule import make_layouts, make_scheduler
 from csps.coordinator.service import GenerationService
 from csps.coordinator.step_feed import StepFeed
@@ -27,6 +30,7 @@ from csps.coordinator.steps import row_builder
 from csps.core.config import ServerConfig, WorkerSetup
 from csps.core.errors import ConfigError, UnavailableError
 from csps.rpc.fleet import Fleet
+from csps.rpc.http_metrics import MetricsServer
 from csps.rpc.interceptors import ErrorInterceptor
 from csps.rpc.options import SERVER_OPTIONS
 from csps.v1 import (
@@ -81,6 +85,7 @@ class Server:
         self._stop = asyncio.Event()
         self.port = 0
         self.control_address = ""
+        self.metrics_url = ""
 
     def stop(self) -> None:
         """Ask `serve` to end: no new requests, a short drain, then the ranks."""
@@ -92,6 +97,7 @@ class Server:
         async with contextlib.AsyncExitStack() as stack:
             log = self._config.step_log
             step_log = stack.enter_context(StepLog(log)) if log is not None else None
+            metrics, tracer = self._open_metrics(stack), self._open_tracer(stack)
             model = await asyncio.to_thread(load_served_model, self._config.setup)
             fleet = Fleet(self._config)
             service, admin = GenerationService(self._config), AdminService()
@@ -106,12 +112,17 @@ class Server:
             if num_blocks is None:
                 return
             feed = StepFeed(row_builder(self._config, model.config).row, step_log)
-            frontend = await self._unless_stopped(self._frontend(model, fleet, num_blocks, feed))
+            observers = [one for one in (feed, metrics, tracer) if one is not None]
+            frontend = await self._unless_stopped(
+                self._frontend(model, fleet, num_blocks, observers)
+            )
             if frontend is None:
                 return
             stack.callback(frontend.close)
             stack.push_async_callback(public.stop, CLOSE_S)
             await stack.enter_async_context(feed)
+            if metrics is not None:
+                metrics.watch(frontend.loop.scheduler)
             service.start(frontend)
             admin.start(feed)
             await self._set_health(status, SERVING)
@@ -157,14 +168,38 @@ class Server:
                 task.cancel()
             await asyncio.gather(engine, heartbeats, stopped, return_exceptions=True)
 
+    def _open_metrics(self, stack: contextlib.AsyncExitStack) -> Metrics | None:
+        port = self._config.metrics_port
+        if port is None:
+            return None
+        metrics = Metrics()
+        server = MetricsServer(metrics.registry, self._config.host, port)
+        stack.push_async_callback(asyncio.to_thread, server.close)
+        self.metrics_url = server.url
+        return metrics
+
+    def _open_tracer(self, stack: contextlib.AsyncExitStack) -> Observer | None:
+        endpoint = self._config.otlp_endpoint
+        if not endpoint:
+            return None
+        try:
+            tracing = importlib.import_module("csps.coordinator.tracing")
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"--otlp-endpoint: {error.name} is not installed: pip install 'csps[otel]'"
+            ) from None
+        tracer: Observer = tracing.Tracer(endpoint)
+        stack.push_async_callback(tracing.Tracer.close, tracer)
+        return tracer
+
     async def _frontend(
-        self, model: ServedModel, fleet: Fleet, num_blocks: int, feed: StepFeed
+        self, model: ServedModel, fleet: Fleet, num_blocks: int, observers: Sequence[Observer]
     ) -> Frontend:
         scheduler = make_scheduler(self._config, model.max_model_len, num_blocks)
         layouts = await make_layouts(self._config, fleet, scheduler)
         return Frontend(
             model,
-            EngineLoop(scheduler, fleet, layouts, feed.step),
+            EngineLoop(scheduler, fleet, layouts, observers),
             placement=self._config.setup.placement,
             csa_min_tokens=self._config.csa_min_tokens,
         )
@@ -201,8 +236,12 @@ class Server:
                 self.control_address,
             )
             return
+        port = config.metrics_port
         workers = LocalWorkers(
-            config.num_ranks, self.control_address, config.setup.threads_per_rank
+            config.num_ranks,
+            self.control_address,
+            config.setup.threads_per_rank,
+            metrics=(config.host, port) if port is not None else None,
         )
         stack.push_async_callback(workers.stop, LEAVE_S)
         stack.callback(fleet.stop)

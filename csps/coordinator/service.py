@@ -11,7 +11,7 @@ from csps.coordinator.info import server_info
 from csps.coordinator.live import LiveRequest, Prefilled
 from csps.core.attention import AttentionParams
 from csps.core.config import ServerConfig
-from csps.core.errors import InvalidRequestError, UnavailableError, UnknownRequestError
+from csps.core.errors import CspsError, InvalidRequestError, UnavailableError, UnknownRequestError
 from csps.core.request import FinishReason
 from csps.rpc import convert
 from csps.rpc.convert_attention import ATTENTION_FROM_PROTO, ATTENTION_TO_PROTO
@@ -23,6 +23,9 @@ _FINISH = {
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
     FinishReason.ABORT: pb.FINISH_REASON_ABORT,
 }
+
+# https://www.w3.org/TR/trace-context/
+_TRACE_CONTEXT = ("traceparent", "tracestate")
 
 Context = grpc.aio.ServicerContext[object, object]
 
@@ -54,16 +57,11 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
         self, request: pb.GenerateRequest, context: Context
     ) -> AsyncIterator[pb.GenerateResponse]:
         front = self._front
-        if self._stopping:
-            raise UnavailableError("the server is stopping")
-        live = await front.submit(
-            request.request_id,
-            request.model,
-            _prompt(request),
-            convert.sampling_from_proto(request.sampling),
-            self._attention(request.attention),
-            report_heads=request.attention.report_heads,
-        )
+        try:
+            live = await self._submit(front, request, context)
+        except CspsError as error:
+            front.loop.refused(error)
+            raise
         # However the call ends: gRPC drops this generator where it stands when the client goes
         # while a response is being sent, which may be before `stream` has begun.
         context.add_done_callback(lambda _: front.loop.close(live))  # type: ignore[arg-type]
@@ -81,6 +79,23 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
                     yield _response(live, chunk=_chunk(event))
             else:
                 yield _response(live, complete=_complete(live, event, num_output))
+
+    async def _submit(
+        self, front: Frontend, request: pb.GenerateRequest, context: Context
+    ) -> LiveRequest:
+        if self._stopping:
+            raise UnavailableError("the server is stopping")
+        metadata = context.invocation_metadata() or ()
+        return await front.submit(
+            request.request_id,
+            request.model,
+            _prompt(request),
+            convert.sampling_from_proto(request.sampling),
+            self._attention(request.attention),
+            report_heads=request.attention.report_heads,
+            time_left_s=context.time_remaining(),
+            trace_context={key: str(value) for key, value in metadata if key in _TRACE_CONTEXT},
+        )
 
     def _attention(self, message: pb.AttentionParams) -> AttentionParams:
         """The request's choice; what it leaves open is the server's."""

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
+from csps.coordinator.observer import Observer
 from csps.coordinator.step_log import StepLog
 from csps.coordinator.steps import FinishedStep
 from csps.records.rows import StepRow
@@ -55,7 +56,7 @@ class Watcher:
         return response
 
 
-class StepFeed:
+class StepFeed(Observer):
     """Takes finished steps of an event loop while it is entered there, at no cost to speak of."""
 
     def __init__(self, make_row: Callable[[FinishedStep], StepRow], log: StepLog | None) -> None:
@@ -67,7 +68,7 @@ class StepFeed:
         self._steps: queue.SimpleQueue[FinishedStep | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="step-rows", daemon=True)
 
-    def step(self, step: FinishedStep) -> None:
+    def on_step(self, step: FinishedStep) -> None:
         if self._log is not None or self._watchers:
             self._steps.put(step)
 

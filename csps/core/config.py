@@ -54,6 +54,8 @@ class ServerConfig:
     step that some rank has not finished by then means that the rank is lost. `attention`: of
     requests that do not choose; prompts shorter than `csa_min_tokens` are always dense.
     `step_log`: where every step's row (csps.records.rows) goes.
+    `metrics_port`: of Prometheus on `host`; 0 a free one, None no metrics. `otlp_endpoint`: where
+    spans go, if anywhere.
     """
 
     setup: WorkerSetup
@@ -77,6 +79,8 @@ class ServerConfig:
     control_host: str = "127.0.0.1"
     control_port: int = 0
     step_log: Path | None = None
+    metrics_port: int | None = None
+    otlp_endpoint: str = ""
     start_timeout_s: float = 600.0
     step_timeout_s: float = 900.0
     heartbeat_timeout_s: float = 30.0

@@ -23,6 +23,11 @@ STATUS = {
 }
 
 
+def status_of(error: Exception) -> grpc.StatusCode:
+    """What a client gets for an error; INTERNAL, for a bug, where it is not meant for one."""
+    return STATUS.get(type(error), grpc.StatusCode.INTERNAL)
+
+
 @dataclass(frozen=True, slots=True)
 class _Undecodable:
     """Stands for a request whose bytes are not the message they should be."""

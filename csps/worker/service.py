@@ -20,6 +20,7 @@ from csps.rpc.options import COMMON_OPTIONS
 from csps.v1 import worker_pb2, worker_pb2_grpc
 from csps.worker.build import Place, build_runner, connect_ranks, num_cpu_threads, pick_device
 from csps.worker.lanes import LaneThread
+from csps.worker.metrics import WorkerMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,15 @@ Reports = queue.SimpleQueue[worker_pb2.WorkerReport | None]
 class Worker:
     """One rank. `run` returns when the coordinator says so and raises when it is gone."""
 
-    def __init__(self, coordinator: str, place: Place, *, join_timeout_s: float) -> None:
+    def __init__(
+        self,
+        coordinator: str,
+        place: Place,
+        *,
+        join_timeout_s: float,
+        metrics: WorkerMetrics | None = None,
+    ) -> None:
+        self._metrics = metrics
         self._coordinator = coordinator
         self._place = place
         self._join_timeout_s = join_timeout_s
@@ -112,6 +121,8 @@ class Worker:
             )
             for lane in setup.placement.lanes
         }
+        if self._metrics is not None:
+            self._metrics.ready(num_pages)
         self._reports.put(worker_pb2.WorkerReport(ready=worker_pb2.Ready(num_blocks=num_pages)))
         self._obey(commands, runner, lanes)
         if self._failure is None:
@@ -155,6 +166,8 @@ class Worker:
         )
 
     def _report(self, result: StepResult) -> None:
+        if self._metrics is not None:
+            self._metrics.step(result)
         self._reports.put(worker_pb2.WorkerReport(result=convert.result_to_proto(result)))
 
     def _fail(self, error: BaseException) -> None:

@@ -61,7 +61,7 @@ async def scenario(model: Path, store: Path) -> None:
             for call in (slow, waiting, deaf):
                 assert await call.read() == admin_pb2.WatchStepsResponse()
             for step_id in range(NUM_STEPS):
-                feed.step(finished(step_id))
+                feed.on_step(finished(step_id))
             await ask(target, 3)
             seen = dropped = 0
             while seen + dropped < NUM_STEPS + 3:
