@@ -7,6 +7,7 @@ import pytest
 
 from tests.checkpoints import write_tiny
 from tests.e2e.harness import Running, serve
+from tests.e2e.observed import Observed, observe
 from tests.unit.tiny_tokenizers import byte_level
 
 CHAT_TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
@@ -40,3 +41,10 @@ def two_ranks(tiny: Path) -> Iterator[Running]:
         *("--block-size", "16", "--long-tokens", "128", "--stage-tokens", "512"),
     ) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def observed(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
+    """The tiny model on two ranks with metrics, spans and a step log."""
+    with observe(tiny, tmp_path_factory.mktemp("observed")) as found:
+        yield found

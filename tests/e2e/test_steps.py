@@ -2,36 +2,18 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from csps.core.plan import Lane
 from csps.core.request import SamplingParams
-from csps.records.rows import STEPS_FILE, StepRow, read_steps
+from csps.records.rows import StepRow, read_steps
 from csps.rpc.client import AttentionChoice, AttentionKind, GenerationClient, ServerError
 from csps.v1 import generation_pb2 as pb
-from tests.e2e.harness import Running, prompt, serve
+from tests.e2e.harness import prompt
+from tests.e2e.observed import Observed
 
 BLOCK = 16
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("steps")
-
-
-@pytest.fixture(scope="module")
-def server(tiny: Path, folder: Path) -> Iterator[Running]:
-    """Two ranks; prompts of 256 tokens and more are prefilled sparsely."""
-    with serve(
-        *("--model", str(tiny), "--workers", "2", "--dtype", "float32", "--layout", "sp"),
-        *("--block-size", str(BLOCK), "--long-tokens", "128", "--stage-tokens", "512"),
-        *("--attention", "csa", "--csa-min-tokens", "256"),
-        *("--step-log", str(folder / STEPS_FILE)),
-    ) as running:
-        yield running
 
 
 async def ask(client: GenerationClient, ids: list[int], output: int, **attention: object) -> None:
@@ -87,24 +69,24 @@ def summed(rows: list[StepRow], lane: str) -> dict[str, float]:
     return dict(total)
 
 
-def test_every_step_arrives_and_is_logged(server: Running, folder: Path) -> None:
+def test_every_step_arrives_and_is_logged(observed: Observed) -> None:
     async def scenario() -> list[StepRow]:
-        async with GenerationClient(server.target) as client:
+        async with GenerationClient(observed.server.target) as client:
             return await steps_of(
                 client,
                 (prompt(1100, seed=1), 20, AttentionKind.CSA),
                 (prompt(60, seed=2), 5, AttentionKind.DENSE),
             )
 
-    before, logged_before = server.info(), len(read_steps(folder))
+    before, logged_before = observed.server.info(), len(read_steps(observed.folder))
     rows = asyncio.run(scenario())
-    after = server.info()
+    after = observed.server.info()
     for old, new in zip(before.lanes, after.lanes, strict=True):
         start = totals(old)
         moved = {key: value - start.get(key, 0) for key, value in totals(new).items()}
         assert summed(rows, new.lane) == pytest.approx(moved)
     # The log keeps microseconds.
-    for row, logged in zip(rows, read_steps(folder)[logged_before:], strict=True):
+    for row, logged in zip(rows, read_steps(observed.folder)[logged_before:], strict=True):
         assert (logged.lane, logged.step_id) == (row.lane, row.step_id)
         assert logged.ended_s == pytest.approx(row.ended_s, abs=1e-6)
         assert logged.wall_s == pytest.approx(row.wall_s, abs=1e-6)
@@ -121,12 +103,12 @@ def test_every_step_arrives_and_is_logged(server: Running, folder: Path) -> None
     assert rows[-1].kv_pages == (0, 0)
 
 
-def test_dense_bytes_are_what_exact_attention_sends(server: Running) -> None:
+def test_dense_bytes_are_what_exact_attention_sends(observed: Observed) -> None:
     """By KV round the ring and, where few queries are left, by queries shipped to it."""
     ids = prompt(1100, seed=3)
 
     async def scenario() -> tuple[list[StepRow], list[StepRow]]:
-        async with GenerationClient(server.target) as client:
+        async with GenerationClient(observed.server.target) as client:
             sparse = await steps_of(client, (ids, 1, AttentionKind.CSA))
             return sparse, await steps_of(client, (ids, 1, AttentionKind.DENSE))
 
@@ -138,9 +120,9 @@ def test_dense_bytes_are_what_exact_attention_sends(server: Running) -> None:
     assert [set(row.bytes_sent) for row in dense] == [{"kv"}, {"kv"}, {"query", "partial"}]
 
 
-def test_too_long_a_queue_is_refused(server: Running) -> None:
+def test_too_long_a_queue_is_refused(observed: Observed) -> None:
     async def scenario() -> None:
-        async with GenerationClient(server.target) as client:
+        async with GenerationClient(observed.server.target) as client:
             await anext(client.watch_steps(max_queued=65_537))
 
     with pytest.raises(ServerError, match=r"INVALID_ARGUMENT: max_queued: .*65536, got 65537"):
