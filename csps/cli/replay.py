@@ -14,7 +14,7 @@ from csps.rpc.client import AttentionChoice
 
 
 def replay(
-    trace: Annotated[Path, typer.Argument(help="A trace in CSPS's schema (csps trace --help).")],
+    trace: Annotated[Path, typer.Argument(help="A trace, in any format that csps trace convert reads.")],
     out: Annotated[Path, typer.Option(help="Folder for the run's records; must not hold a run.")],
     target: Annotated[str, typer.Option(help="HOST:PORT of the server.")] = "127.0.0.1:50051",
     speed: Annotated[
@@ -59,7 +59,7 @@ def replay(
 ) -> None:
     """Send a trace to a server, on the trace's clock, and record what comes back.
 
-    csps trace scale conversation.jsonl --lengths 32 --out small.jsonl
+    csps trace scale conversation.jsonl --divide 32 --out small.jsonl
 
     csps replay small.jsonl --target 127.0.0.1:50051 --out runs/csps --speed 2
 
@@ -71,7 +71,8 @@ def replay(
     """
     run = importlib.import_module("csps.replay.run")
     schema = importlib.import_module("csps.trace.schema")
-    loaded, bad = schema.read_trace(trace, skip_bad)
+    formats = importlib.import_module("csps.trace.formats")
+    loaded, bad = formats.read_any(trace, skip_bad=skip_bad)
     if bad:
         console.print(f"{len(bad)} bad rows are left out:", highlight=False)
         console.print(schema.bad_rows_text(trace, bad), highlight=False, soft_wrap=True)
