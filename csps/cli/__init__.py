@@ -7,6 +7,7 @@ import typer
 
 from csps import __version__
 from csps.bench.cli import app as bench_app
+from csps.cli.compare import compare as compare_command
 from csps.cli.replay import replay as replay_command
 from csps.cli.serve import serve as serve_command
 from csps.cli.submit import submit as submit_command
@@ -25,6 +26,7 @@ app.command()(serve_command)
 app.command()(worker_command)
 app.command()(submit_command)
 app.command()(replay_command)
+app.command()(compare_command)
 app.add_typer(trace_app, name="trace")
 app.add_typer(bench_app, name="bench")
 

@@ -93,6 +93,7 @@ class StepDigest:
     window: tuple[float, float] | None = None
     lanes: dict[Lane, LaneSums] = field(default_factory=lambda: defaultdict(LaneSums))
     bytes_sent: Counter[str] = field(default_factory=Counter)
+    compared_bytes: Counter[str] = field(default_factory=Counter)  # where `dense_bytes` is known
     density: Weighted = field(default_factory=Weighted)
     recall: Weighted = field(default_factory=Weighted)
     errors: dict[str, "array[float]"] = field(default_factory=lambda: defaultdict(_floats))
@@ -111,6 +112,8 @@ class StepDigest:
         self._ended_s[row.replica, row.lane] = max(begun, row.ended_s)
         self.lanes[row.lane].add(row, max(row.ended_s - begun, 0.0))
         self.bytes_sent.update(row.bytes_sent)
+        if row.dense_bytes is not None:
+            self.compared_bytes.update(row.bytes_sent)
         self.density.add(row.density, row.num_pairs)
         self.recall.add(row.recall, row.num_tokens)
         measured = max(row.wall_s, default=row.ended_s - row.started_s)
