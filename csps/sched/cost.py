@@ -38,12 +38,15 @@ class StepShape(NamedTuple):
 def shape_of(plan: StepPlan) -> StepShape:
     """The shape of a planned step."""
     pairs = keys = 0
+    tokens = 0
     for work in plan.work:
-        if work.num_tokens == 1:
-            keys += work.stop
+        num = len(work.token_ids)
+        tokens += num
+        if num == 1:
+            keys += work.start + 1
         else:
-            pairs += work.num_tokens * work.start + work.num_tokens * (work.num_tokens + 1) // 2
-    return StepShape(plan.num_tokens, len(plan.work), pairs, keys)
+            pairs += num * work.start + num * (num + 1) // 2
+    return StepShape(tokens, len(plan.work), pairs, keys)
 
 
 class Sample(NamedTuple):

@@ -64,6 +64,10 @@ class Ledger:
         """Pages that live sequences hold; a shared page counts once."""
         return self.pages_per_rank - self.free_pages(rank)
 
+    def used_by_rank(self) -> tuple[int, ...]:
+        """`used_pages` of every rank."""
+        return tuple([self.used_pages(rank) for rank in range(self.num_ranks)])
+
     def free_by_rank(self, prefix: Prefix = NO_PREFIX) -> list[int]:
         """Pages that can be had (index = rank) by a sequence that begins with `prefix`."""
         free = [self.free_pages(rank) for rank in range(self.num_ranks)]
