@@ -1,1 +1,1 @@
-"""Runs a trace on a cluster that is not there: the real schedulers on a virtual clock."""
+"""Servers on a virtual clock: the real schedulers, with steps timed by a model of a cluster."""
