@@ -97,7 +97,9 @@ class StepDigest:
     density: Weighted = field(default_factory=Weighted)
     recall: Weighted = field(default_factory=Weighted)
     errors: dict[str, "array[float]"] = field(default_factory=lambda: defaultdict(_floats))
-    occupancy: dict[tuple[int, int], list[float]] = field(default_factory=dict)
+    occupancy: dict[tuple[int, int], list[float]] = field(
+        default_factory=lambda: defaultdict(_bins)
+    )
     kept: list[StepRow] = field(default_factory=list)
     _ended_s: dict[tuple[int, Lane], float] = field(default_factory=dict)
 
@@ -111,9 +113,10 @@ class StepDigest:
         begun = max(row.started_s, self._ended_s.get((row.replica, row.lane), row.started_s))
         self._ended_s[row.replica, row.lane] = max(begun, row.ended_s)
         self.lanes[row.lane].add(row, max(row.ended_s - begun, 0.0))
-        self.bytes_sent.update(row.bytes_sent)
-        if row.dense_bytes is not None:
-            self.compared_bytes.update(row.bytes_sent)
+        for kind, sent in row.bytes_sent.items():
+            self.bytes_sent[kind] += sent
+            if row.dense_bytes is not None:
+                self.compared_bytes[kind] += sent
         self.density.add(row.density, row.num_pairs)
         self.recall.add(row.recall, row.num_tokens)
         measured = max(row.wall_s, default=row.ended_s - row.started_s)
@@ -130,7 +133,7 @@ class StepDigest:
         at = int(row.ended_s / self.run.elapsed_s * NUM_BINS)
         at = min(max(at, 0), NUM_BINS - 1)
         for rank, pages in enumerate(row.kv_pages):
-            bins = self.occupancy.setdefault((row.replica, rank), [float("nan")] * NUM_BINS)
+            bins = self.occupancy[row.replica, rank]
             share = pages / self.run.pages_per_rank
             if not bins[at] >= share:  # NaN too
                 bins[at] = share
@@ -154,6 +157,10 @@ class StepDigest:
             if self.occupancy
             else None,
         }
+
+
+def _bins() -> list[float]:
+    return [float("nan")] * NUM_BINS
 
 
 def _floats() -> "array[float]":
