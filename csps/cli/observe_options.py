@@ -29,7 +29,7 @@ OtlpEndpoint = Annotated[
     str,
     typer.Option(
         help="Send OpenTelemetry spans of every request (queue, prefill steps, decode) to this "
-        "OTLP gRPC receiver, such as http://localhost:4317. Needs the extra csps[otel].",
+        "OTLP gRPC receiver, such as http://localhost:4317. Needs the package's extra, otel.",
         rich_help_panel=_PANEL,
     ),
 ]

@@ -32,8 +32,8 @@ def worker(
         typer.Option(
             min=0,
             max=65535,
-            help="Serve this rank's Prometheus metrics at http://METRICS_HOST:PORT/metrics; 0 "
-            "picks a free port, which is logged. Default: none.",
+            help="Serve this rank's Prometheus metrics at http://METRICS_HOST:PORT/metrics, PORT "
+            "being this plus the local rank; 0 picks a free one, which is logged. Default: none.",
         ),
     ] = None,
     metrics_host: Annotated[str, typer.Option(help="Address of --metrics-port.")] = "127.0.0.1",
@@ -57,7 +57,8 @@ def worker(
     try:
         if metrics_port is not None:
             metrics = importlib.import_module("csps.worker.metrics").WorkerMetrics(rank)
-            server = MetricsServer(metrics.registry, metrics_host, metrics_port)
+            port = metrics_port + local_rank if metrics_port else 0
+            server = MetricsServer(metrics.registry, metrics_host, port)
             logger.info("rank %d: metrics at %s", rank, server.url)
         service.Worker(coordinator, place, join_timeout_s=join_timeout, metrics=metrics).run()
         status = 0

@@ -48,7 +48,7 @@ class LocalWorkers:
                 *("--local-rank", str(rank), "--local-world-size", str(self._num_ranks)),
                 *("--rendezvous", f"file://{self._directory}/store"),
                 *("--join-timeout", str(JOIN_TIMEOUT_S), "--log-level", level),
-                *self._metrics_flags(rank),
+                *self._metrics_flags(),
             ]
             # A process group of its own: Ctrl-C in the terminal reaches the coordinator alone,
             # which then stops the ranks in order. Not a session of its own: Linux would give
@@ -59,11 +59,11 @@ class LocalWorkers:
             )
             self._processes.append(process)
 
-    def _metrics_flags(self, rank: int) -> tuple[str, ...]:
+    def _metrics_flags(self) -> tuple[str, ...]:
         if self._metrics is None:
             return ()
         host, port = self._metrics
-        return ("--metrics-host", host, "--metrics-port", str(port + 1 + rank if port else 0))
+        return ("--metrics-host", host, "--metrics-port", str(port + 1 if port else 0))
 
     async def wait_any(self) -> str:
         """Return a sentence about the first process that ends."""
