@@ -36,9 +36,9 @@ def strategies(
         list[str] | None,
         typer.Option(
             help="A server to compare, repeatable: NAME=FLAGS of csps serve, such as "
-            "'tp2-512=--strategy sarathi --workers 2 --token-budget 512'. Default: csps, ring, "
-            "sarathi (one rank with two threads, or two ranks; three token budgets) and shift "
-            "(two token budgets), for two cores."
+            "'tp2-512=--strategy sarathi --workers 2 --token-budget 512'. Default: for two "
+            "cores, csps (three sizes of a prefill step), ring, sarathi (one rank with two "
+            "threads and three token budgets, or two ranks) and shift (two token budgets)."
         ),
     ] = None,
     duration: Annotated[float, typer.Option(min=0.1, help="Seconds of arrivals.")] = 300.0,

@@ -23,16 +23,20 @@ class Configuration:
     flags: tuple[str, ...]
 
 
-# The best of each on a machine with two cores is among them: one rank with both, or two ranks;
-# a small step for chats that wait, or a large one that costs less per token.
+# The best of each on a machine with two cores is among them: one rank with both, or two ranks; a
+# small step for chats that wait, or a large one that costs less per token.
 FOR_TWO_CORES = (
-    "csps=--strategy csps --workers 2",
-    "ring=--strategy ring --workers 2",
     *(
-        f"sarathi-{name}-{budget}=--strategy sarathi {ranks} --token-budget {budget}"
-        for name, ranks in (("1x2", "--workers 1 --threads-per-rank 2"), ("tp2", "--workers 2"))
+        f"csps-{stage}=--strategy csps --workers 2 --stage-tokens {stage}"
+        for stage in (512, 1024, 2048)
+    ),
+    "ring-1024=--strategy ring --workers 2 --stage-tokens 1024",
+    *(
+        f"sarathi-1x2-{budget}=--strategy sarathi --workers 1 --threads-per-rank 2 "
+        f"--token-budget {budget}"
         for budget in (256, 512, 1024)
     ),
+    "sarathi-tp2-512=--strategy sarathi --workers 2 --token-budget 512",
     *(
         f"shift-{budget}=--strategy shift --workers 2 --token-budget {budget}"
         for budget in (512, 2048)

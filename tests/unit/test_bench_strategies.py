@@ -110,7 +110,9 @@ def test_configurations_are_names_and_flags() -> None:
     ]
     names = [each.name for each in parse_configurations(FOR_TWO_CORES)]
     assert len(names) == 10
-    assert {"csps", "ring", "sarathi-1x2-256", "sarathi-tp2-1024", "shift-2048"} <= {*names}
+    assert {"csps-1024", "ring-1024", "sarathi-1x2-256", "sarathi-tp2-512", "shift-2048"} <= {
+        *names
+    }
 
 
 @pytest.mark.parametrize(
