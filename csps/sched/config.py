@@ -53,8 +53,12 @@ class SchedulerConfig:
 
     def ranks(self, lane: Lane) -> tuple[int, ...]:
         """Ranks on which the lane takes pages."""
-        chosen = {Lane.PREFILL: self.prefill_ranks, Lane.DECODE: self.decode_ranks}
-        return chosen.get(lane) or tuple(range(self.num_ranks))
+        chosen: tuple[int, ...] = ()
+        if lane is Lane.PREFILL:
+            chosen = self.prefill_ranks
+        elif lane is Lane.DECODE:
+            chosen = self.decode_ranks
+        return chosen or tuple(range(self.num_ranks))
 
     def pages(self, lane: Lane) -> int:
         """Pages of the lane's ranks."""

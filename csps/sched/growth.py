@@ -20,7 +20,7 @@ class Growth(NamedTuple):
 
 def needs_block(seq: Sequence, ledger: Ledger) -> bool:
     """Whether a running sequence's next token starts a block it does not have."""
-    return seq.num_computed == ledger.num_blocks(seq.seq_id) * ledger.block_size
+    return ledger.is_full(seq.seq_id, seq.num_computed)
 
 
 def grow(holding: Seq[Sequence], config: SchedulerConfig, ledger: Ledger) -> Growth:
@@ -35,7 +35,7 @@ def grow(holding: Seq[Sequence], config: SchedulerConfig, ledger: Ledger) -> Gro
     left = list(holding)
     growth = Growth({}, [])
     masters: list[int] = []  # counted when first wanted: most steps need no block
-    for seq in holding:
+    for seq in [seq for seq in holding if needs_block(seq, ledger)]:
         while ledger.holds(seq.seq_id) and needs_block(seq, ledger):
             masters = masters or _masters(left, ledger)
             rank = choose_growth_rank(

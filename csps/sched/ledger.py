@@ -93,6 +93,10 @@ class Ledger:
     def num_blocks(self, seq_id: int) -> int:
         return self._tables[seq_id].num_blocks
 
+    def is_full(self, seq_id: int, num_tokens: int) -> bool:
+        """Whether `num_tokens` tokens fill the sequence's blocks."""
+        return num_tokens == self._tables[seq_id].num_blocks * self.block_size
+
     def blocks_by_rank(self, seq_id: int) -> tuple[int, ...]:
         """Blocks of the sequence on each rank (index = rank)."""
         return tuple(self._tables[seq_id].blocks_by_rank)
@@ -148,7 +152,7 @@ class Ledger:
 
     def can_place(self, slices: Iterable[Slice], prefix: Prefix = NO_PREFIX) -> bool:
         """Whether every rank has the pages that `place` would take."""
-        need = self._need(slices, prefix.num_tokens)
+        need = self.need(slices, prefix.num_tokens)
         return all(num <= free for num, free in zip(need, self.free_by_rank(prefix), strict=True))
 
     def place(
@@ -162,7 +166,7 @@ class Ledger:
         """
         assert not self.holds(seq_id), f"sequence {seq_id} is placed already"
         assert all(block.pages for block in prefix.blocks), "the prefix was evicted"
-        need = self._need(slices, prefix.num_tokens)
+        need = self.need(slices, prefix.num_tokens)
         assert self.can_place(slices, prefix), (
             f"{need} pages wanted, {self.free_by_rank(prefix)} free"
         )
@@ -241,7 +245,7 @@ class Ledger:
             lost = [page for page, owner in enumerate(names) if not owner]
             assert not lost, f"rank {rank} lost pages {lost}"
 
-    def _need(self, slices: Iterable[Slice], start: int) -> list[int]:
+    def need(self, slices: Iterable[Slice], start: int) -> list[int]:
         """Pages per rank (index = rank) that the slices take, which begin at `start`."""
         need = [0] * self.num_ranks
         at = start

@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from csps.core.plan import Lane
-from csps.core.shards import Slice, num_blocks, tokens_by_rank
+from csps.core.shards import Slice, tokens_by_rank
 from csps.sched.config import SchedulerConfig
 from csps.sched.ledger import Ledger
 from csps.sched.placement import (
@@ -90,7 +90,9 @@ class StepPacker:
     def has_tokens(self, num_new: int) -> bool:
         """Whether a waiting sequence with `num_new` tokens to compute can start in this step."""
         if is_split(num_new, self._config):
-            return self._split.fits(first_stage_tokens(num_new, self._config))
+            return not self._split.full and self._split.fits(
+                first_stage_tokens(num_new, self._config)
+            )
         return self._whole.fits(num_new)
 
     def find_start(self, num_tokens: int, prefix: Prefix) -> Start | None:
@@ -109,36 +111,32 @@ class StepPacker:
     def _find_place(self, num_tokens: int, prefix: Prefix) -> Start | None:
         config, ledger = self._config, self._ledger
         at = prefix.num_tokens
+        free = ledger.free_by_rank(prefix)
         if is_split(num_tokens - at, config):
             start = Start(prefix, split_stages(at, num_tokens, config))
-            return start if self._has_kv(start) else None
+            return start if self._has_kv(start, free) else None
         starts = {
             rank: Start(prefix, ((Slice(rank, at, num_tokens),),))
             for rank in config.ranks(Lane.PREFILL)
         }
         rank = choose_whole_rank(
-            [rank for rank, start in starts.items() if self._has_kv(start)],
+            [rank for rank, start in starts.items() if self._has_kv(start, free)],
             ledger.prefix_by_rank(prefix),
-            ledger.free_by_rank(prefix),
+            free,
             self._loads,
         )
         return None if rank is None else starts[rank]
 
-    def _has_kv(self, start: Start) -> bool:
+    def _has_kv(self, start: Start, free: list[int]) -> bool:
         """Whether there are pages to start with, and besides what decode is to have.
 
         Nothing need be left when nobody holds KV: it would be waited for in vain.
         """
-        prefix, slices = start.prefix, start.slices
-        ledger, decoding = self._ledger, self._config.ranks(Lane.DECODE)
-        if not ledger.can_place(slices, prefix):
+        ledger = self._ledger
+        need = ledger.need(start.slices, start.prefix.num_tokens)
+        if any(num > has for num, has in zip(need, free, strict=True)):
             return False
-        free = ledger.free_by_rank(prefix)
-        left = sum(free[rank] for rank in decoding) - sum(
-            num_blocks(piece.num_tokens, ledger.block_size)
-            for piece in slices
-            if piece.rank in decoding
-        )
+        left = sum(free[rank] - need[rank] for rank in self._config.ranks(Lane.DECODE))
         return ledger.num_sequences == 0 or left >= self._config.watermark_pages
 
     def start(self, start: Start) -> None:

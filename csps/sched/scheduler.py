@@ -158,16 +158,20 @@ class Scheduler(ABC):
         assert in_flight is not None, f"no {plan.lane} step is in flight"
         assert in_flight.step_id == plan.step_id, f"step {in_flight.step_id} is in flight"
         events = []
+        block_size = self.config.block_size
         for item in in_flight.work:
             seq = self._sequences[item.seq_id]
             seq.in_flight = False
-            seq.num_computed = item.stop
-            self.ledger.publish(seq.seq_id, seq.packed_ids, item.stop, seq.salts[-1])
+            seq.num_computed = stop = item.stop
+            if stop % block_size < item.num_tokens:  # a block is full that was not
+                self.ledger.publish(seq.seq_id, seq.packed_ids, stop, seq.salts[-1])
             if seq.aborted:
                 self._end(seq)
             elif item.sample:
                 token = sampled[item.seq_id]
                 events.append(TokenEvent(seq, token, self._take_token(seq, token.token_id)))
+        if self.ledger.num_sequences > 1:
+            return events
         return [
             event if event.finish else event._replace(finish=self._end_if_stuck(event.seq))
             for event in events
@@ -263,8 +267,11 @@ class Scheduler(ABC):
         return finish
 
     def _end_if_stuck(self, seq: Sequence) -> FinishReason | None:
-        """LENGTH for one that alone fills the decode ranks and needs more: nobody will yield."""
-        if self.ledger.num_sequences > 1 or not needs_block(seq, self.ledger):
+        """LENGTH for one that alone fills the decode ranks and needs more: nobody will yield.
+
+        No other holds KV.
+        """
+        if not needs_block(seq, self.ledger):
             return None
         if any(self.ledger.free_pages(rank) for rank in self.config.ranks(Lane.DECODE)):
             return None
