@@ -7,9 +7,11 @@ import typer
 
 from csps import __version__
 from csps.bench.cli import app as bench_app
+from csps.cli.calibrate import calibrate as calibrate_command
 from csps.cli.compare import compare as compare_command
 from csps.cli.replay import replay as replay_command
 from csps.cli.serve import serve as serve_command
+from csps.cli.simulate import simulate as simulate_command
 from csps.cli.submit import submit as submit_command
 from csps.cli.terminal import print_error
 from csps.cli.trace import app as trace_app
@@ -26,6 +28,8 @@ app.command()(serve_command)
 app.command()(worker_command)
 app.command()(submit_command)
 app.command()(replay_command)
+app.command()(simulate_command)
+app.command()(calibrate_command)
 app.command()(compare_command)
 app.add_typer(trace_app, name="trace")
 app.add_typer(bench_app, name="bench")

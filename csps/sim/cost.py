@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from csps.core.config import ServerConfig
+from csps.core.errors import ConfigError
 from csps.core.plan import Lane, Layout, StepPlan
 from csps.core.strategy import STRATEGIES, Placement
 from csps.sched.cost import CostModel, Sample, StepShape, fit
@@ -46,7 +47,10 @@ class FittedCosts:
     lanes: Mapping[Lane, FittedLane]
 
     def cost(self, plan: StepPlan, layout: Layout, shape: StepShape) -> StepCost:
-        seconds = self.lanes[plan.lane].models[layout].predict(shape)
+        models = self.lanes[plan.lane].models
+        if layout not in models:
+            raise ConfigError(f"--layout: {plan.lane} steps in layout {layout} were not measured")
+        seconds = models[layout].predict(shape)
         return StepCost(seconds, 0.0, 0.0, NO_DEMAND, {})
 
     def released(self, seq_ids: list[int]) -> None:

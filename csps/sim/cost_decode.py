@@ -68,6 +68,8 @@ def _total(busy: Busy, exchanges: list[tuple[Exchange, float, float]]) -> StepCo
     transfer_s = latency_s = 0.0
     sent: dict[str, int] = {}
     for exchange, units, uneven in exchanges:
+        if not exchange.unit_bytes:  # nobody to exchange with
+            continue
         transfer_s += units * uneven * exchange.unit_s
         latency_s += exchange.latency_s
         sent[exchange.kind] = int(units * exchange.unit_bytes)

@@ -59,8 +59,12 @@ class HeadsCosts:
         busy = way.compute.busy(tokens, rows, shape.num_pairs, shape.num_keys)
         transfer_s = rows * way.by_row.unit_s
         latency_s = way.by_row.latency_s
-        sent = {way.by_row.kind: int(rows * way.by_row.unit_bytes)}
+        sent = {}
+        if way.by_row.unit_bytes:
+            sent[way.by_row.kind] = int(rows * way.by_row.unit_bytes)
         for exchange in way.by_token:
+            if not exchange.unit_bytes:  # nobody to exchange with
+                continue
             transfer_s += tokens * exchange.unit_s
             latency_s += exchange.latency_s
             sent[exchange.kind] = int(tokens * exchange.unit_bytes)

@@ -1,0 +1,212 @@
+"""Fits a calibrated cluster file to the steps of live runs.
+
+For each lane of each strategy's server:
+
+- *alone*: steps in whose time no other lane had a step give a CostModel per layout
+  (csps.sched.cost.fit). Layouts that only occur beside another lane's steps are left out.
+- *slowdown*: a step beside another lane's goes at 1/c of its speed for as long as they overlap.
+  So 1 - 1/c is the time lost in all steps over the time of all overlaps.
+- *step_s*: between a step's end and the begin of its lane's next one's work while the lane is
+  busy: the median of what a step's time on the coordinator's clock has beyond the ranks', and of
+  the gaps before it.
+"""
+
+import statistics
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+from csps.core.errors import ConfigError
+from csps.core.plan import Lane, Layout
+from csps.records.rows import StepRow, read_steps
+from csps.records.run import RunInfo, RunKind, read_run
+from csps.sched.cost import CostModel, Sample, StepShape, fit
+
+# Steps of a kind that a model is fitted to at least, and that say something about another.
+MIN_STEPS = 8
+# A step counts as alone if it shared less of its time than this.
+ALONE = 0.02
+# A lane is idle if the next step begins so long after the last, in seconds.
+IDLE_S = 0.02
+MAX_SLOWDOWN = 20.0
+
+
+class Timed(NamedTuple):
+    """A step: its shape, its seconds on the slowest rank, and those beside another lane's."""
+
+    row: StepRow
+    seconds: float
+    shared_s: float
+
+    @property
+    def sample(self) -> Sample:
+        row = self.row
+        shape = StepShape(row.num_tokens, row.num_sequences, row.num_pairs, row.num_keys)
+        return Sample(shape, self.seconds)
+
+    @property
+    def alone(self) -> bool:
+        return self.shared_s <= ALONE * self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class LaneFit:
+    """`errors`: median of |predicted / measured - 1| by layout, of the steps alone."""
+
+    models: Mapping[Layout, CostModel]
+    errors: Mapping[Layout, float]
+    num_alone: Mapping[Layout, int]
+    slowdown: float
+    step_s: float
+
+
+def timed_steps(rows: Sequence[StepRow]) -> list[Timed]:
+    """The steps of one run, with what each shared. A step's work ends when the step does."""
+    spans: dict[Lane, list[tuple[float, float]]] = {}
+    for row in rows:
+        spans.setdefault(row.lane, []).append((row.ended_s - max(row.wall_s), row.ended_s))
+    for found in spans.values():
+        found.sort()
+    timed = []
+    for row in rows:
+        seconds = max(row.wall_s)
+        others = (spans[lane] for lane in spans if lane is not row.lane)
+        shared = sum(_overlap(row.ended_s - seconds, row.ended_s, other) for other in others)
+        timed.append(Timed(row, seconds, min(shared, seconds)))
+    return timed
+
+
+def _overlap(start: float, stop: float, spans: Sequence[tuple[float, float]]) -> float:
+    """Seconds of [start, stop) in `spans`, which are sorted and of one lane, so do not overlap."""
+    at = max(bisect_left(spans, (start, start)) - 1, 0)
+    total = 0.0
+    while at < len(spans) and spans[at][0] < stop:
+        first, last = spans[at]
+        total += max(min(last, stop) - max(first, start), 0.0)
+        at += 1
+    return total
+
+
+def fit_lane(steps: Sequence[Timed], gaps_s: Sequence[float]) -> LaneFit:
+    """ConfigError if no layout has enough steps alone."""
+    models, errors, nums = {}, {}, {}
+    for layout in sorted({step.row.layout for step in steps}):
+        samples = [s.sample for s in steps if s.row.layout is layout and s.alone and s.seconds > 0]
+        if len(samples) < MIN_STEPS:
+            continue
+        models[layout] = model = fit(samples)
+        errors[layout] = statistics.median(
+            abs(model.predict(sample.shape) / sample.seconds - 1) for sample in samples
+        )
+        nums[layout] = len(samples)
+    if not models:
+        raise ConfigError(
+            f"fewer than {MIN_STEPS} {steps[0].row.lane} steps ran alone: add a run with a lower "
+            "rate"
+        )
+    return LaneFit(models, errors, nums, _slowdown(steps, models), statistics.median(gaps_s))
+
+
+def _slowdown(steps: Iterable[Timed], models: Mapping[Layout, CostModel]) -> float:
+    """1 where nothing overlaps."""
+    lost = shared = 0.0
+    for step in steps:
+        model = models.get(step.row.layout)
+        if model is not None and not step.alone:
+            lost += step.seconds - model.predict(step.sample.shape)
+            shared += step.shared_s
+    part = lost / shared if shared else 0.0
+    return 1 / (1 - min(max(part, 0.0), 1 - 1 / MAX_SLOWDOWN))
+
+
+def lane_gaps(rows: Iterable[StepRow]) -> list[float]:
+    """Seconds from a step's end to the begin of the next one's work, where the lane was busy."""
+    ordered = sorted(rows, key=lambda row: row.started_s)
+    return [
+        max(row.ended_s - before.ended_s - max(row.wall_s), 0.0)
+        for before, row in pairwise(ordered)
+        if row.started_s - before.ended_s <= IDLE_S
+    ]
+
+
+def calibrate(folders: Sequence[Path], name: str) -> str:
+    """The text of a cluster file. ConfigError names the folder of a run that does not fit."""
+    runs: dict[str, list[tuple[RunInfo, list[StepRow]]]] = {}
+    for folder in folders:
+        info = read_run(folder)
+        if info.kind is not RunKind.LIVE:
+            raise ConfigError(f"{folder}: is simulated: calibrate from live runs")
+        rows = read_steps(folder)
+        if not rows:
+            raise ConfigError(f"{folder}: has no steps")
+        same = runs.setdefault(info.strategy, [])
+        if same and _server(same[0][0]) != _server(info):
+            raise ConfigError(f"{folder}: another server than that of {same[0][0].name}")
+        same.append((info, rows))
+    if not runs:
+        raise ConfigError("no runs to calibrate from")
+    models = {info.model for found in runs.values() for info, _ in found}
+    if len(models) > 1:
+        raise ConfigError(f"the runs are of several models: {', '.join(sorted(models))}")
+    sources = [info.name for found in runs.values() for info, _ in found]
+    lines = [
+        'kind = "calibrated"',
+        f'name = "{name}"',
+        f'model = "{models.pop()}"',
+        f'source = "csps simulate calibrate, from steps of live runs: {"; ".join(sources)}"',
+    ]
+    for strategy, found in runs.items():
+        lines += _server_lines(strategy, found)
+    return "\n".join(lines) + "\n"
+
+
+def _server(info: RunInfo) -> tuple[object, ...]:
+    return info.model, info.ranks, info.settings.get("tp"), info.block_size, info.pages_per_rank
+
+
+def _server_lines(strategy: str, runs: Sequence[tuple[RunInfo, list[StepRow]]]) -> list[str]:
+    info = runs[0][0]
+    tp = info.settings.get("tp", 1)
+    lines = [
+        "",
+        "[[server]]",
+        f'strategy = "{strategy}"',
+        f"sp = {info.ranks // tp}",
+        f"tp = {tp}",
+        f"block_size = {info.block_size}",
+        f"pages_per_rank = {info.pages_per_rank}",
+    ]
+    timed = [step for _, rows in runs for step in timed_steps(rows)]
+    for lane in Lane:
+        steps = [step for step in timed if step.row.lane is lane]
+        if not steps:
+            continue
+        # Gaps are within a run, never from one to the next.
+        gaps_s = [
+            gap for _, rows in runs for gap in lane_gaps(r for r in rows if r.lane is lane)
+        ] or [0.0]
+        try:
+            lines += _lane_lines(lane, fit_lane(steps, gaps_s))
+        except ConfigError as error:
+            raise ConfigError(f"{strategy}: {error}") from None
+    return lines
+
+
+def _lane_lines(lane: Lane, fitted: LaneFit) -> list[str]:
+    lines = [
+        "",
+        "[[server.lane]]",
+        f'lane = "{lane}"',
+        f"slowdown = {fitted.slowdown:.4g}",
+        f"step_s = {fitted.step_s:.4g}",
+    ]
+    for layout, model in fitted.models.items():
+        lines += ["", "[[server.lane.model]]", f'layout = "{layout}"']
+        lines += [f"{key} = {value:.6g}" for key, value in model._asdict().items()]
+        lines.append(
+            f"# {fitted.num_alone[layout]} steps alone, median error {fitted.errors[layout]:.0%}"
+        )
+    return lines
