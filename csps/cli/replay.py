@@ -14,7 +14,9 @@ from csps.rpc.client import AttentionChoice
 
 
 def replay(
-    trace: Annotated[Path, typer.Argument(help="A trace, in any format that csps trace convert reads.")],
+    trace: Annotated[
+        Path, typer.Argument(help="A trace, in any format that csps trace convert reads.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the run's records; must not hold a run.")],
     target: Annotated[str, typer.Option(help="HOST:PORT of the server.")] = "127.0.0.1:50051",
     speed: Annotated[
@@ -46,6 +48,15 @@ def replay(
     slo_tbt: Annotated[
         float | None, typer.Option(min=0.0, help="Milliseconds between tokens, likewise.")
     ] = None,
+    capacity: Annotated[
+        bool,
+        typer.Option(
+            "--find-capacity",
+            help="Search the speed at which the --slo-... are just met, a run of its own for each "
+            "speed that is tried, from --speed / 8 on.",
+        ),
+    ] = False,
+    tolerance: Annotated[float, typer.Option(min=0.001, help="Of the capacity, relative.")] = 0.1,
     name: Annotated[
         str | None, typer.Option(help="Of the run in comparisons; default: strategy and trace.")
     ] = None,
@@ -64,6 +75,8 @@ def replay(
     csps replay small.jsonl --target 127.0.0.1:50051 --out runs/csps --speed 2
 
     csps compare runs/csps runs/sarathi --out report
+
+    csps replay small.jsonl --out runs/capacity --find-capacity --slo-tbt 500 --slo-ttft 20
 
     Requests are sent when their time has come, whatever the answers do (open loop). Blocks with
     the same id become the same tokens, so that what the trace shares is shared, and nothing
@@ -90,7 +103,11 @@ def replay(
         name=name,
         skip_bad=skip_bad,
     )
-    summary = asyncio.run(run.replay(loaded, config, console, len(bad)))
+    if capacity:
+        search = importlib.import_module("csps.replay.capacity").find
+        summary = search(loaded, config, console, tolerance)
+    else:
+        summary = asyncio.run(run.replay(loaded, config, console, len(bad)))
     if json_file is not None:
         importlib.import_module("csps.records.summary").save(json_file, summary)
     console.print(f"records are in {out}", highlight=False, soft_wrap=True)

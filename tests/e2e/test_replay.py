@@ -1,5 +1,6 @@
 """`csps replay` against a real server: what is recorded is what the trace asked for."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from csps.records.rows import REQUESTS_FILE, Status, read_requests, read_steps
 from csps.records.run import RUN_FILE, read_run
+from csps.replay.capacity import CAPACITY_FILE
 from csps.trace.schema import Trace, TraceRequest, write_trace
 from tests.e2e.harness import Running, eventually, is_idle, serve
 
@@ -135,3 +137,25 @@ def test_no_server(trace: Path, tmp_path: Path) -> None:
     status, said = run(trace, "127.0.0.1:1", tmp_path / "run")
     assert status == 1
     assert "no server answers at 127.0.0.1:1" in said
+
+
+def test_capacity_tries_a_run_per_speed_and_says_what_it_found(
+    server: Running, trace: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "search"
+    status, said = run(
+        trace, server.target, out, "--find-capacity", "--slo-ttft", "1e-6", "--speed", "80"
+    )
+    assert status == 1
+    assert "missed even at" in said
+    record = json.loads((out / CAPACITY_FILE).read_text())
+    assert record["speed"] == 0
+    assert [(each["speed"], each["met"]) for each in record["tried"]] == [(10.0, False)]
+    (folder,) = (out / each["run"] for each in record["tried"])
+    assert len(read_requests(folder)) == 3
+
+
+def test_capacity_needs_an_objective(trace: Path, tmp_path: Path) -> None:
+    status, said = run(trace, "127.0.0.1:1", tmp_path / "run", "--find-capacity")
+    assert status == 1
+    assert "--slo-tbt" in said
