@@ -14,12 +14,14 @@ block being written. While a prompt's last block fills up its master is the pref
 has it: a block never moves, and there is at most one of them per sequence.
 """
 
-from functools import partial
+from bisect import bisect_left, insort
 
 from csps.core.plan import Lane, Work
 from csps.core.shards import Extent
+from csps.sched.config import SchedulerConfig
 from csps.sched.growth import grow
-from csps.sched.packing import Start, StepPacker, prefill_order
+from csps.sched.packing import Candidate, Start, StepPacker, prefill_order, waiting_candidate
+from csps.sched.prefix_cache import Prefix
 from csps.sched.scheduler import Scheduler
 from csps.sched.sequence import Sequence, SequenceStatus
 from csps.sched.work import decode_work, prefill_work
@@ -29,6 +31,13 @@ class DisaggScheduler(Scheduler):
     """Decides the steps of a prefill lane and a decode lane."""
 
     lanes = (Lane.PREFILL, Lane.DECODE)
+
+    # Ownership: _queue has the candidate of every waiting sequence, in the order of candidates.
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        super().__init__(config)
+        self._queue: list[Candidate] = []
+        self._queued: dict[int, Candidate] = {}  # by seq_id
 
     def add(self, seq: Sequence) -> None:
         super().add(seq)
@@ -48,14 +57,17 @@ class DisaggScheduler(Scheduler):
         packer = StepPacker(self.config, self.ledger)
         work: list[Work] = []
         has_room = True  # until a waiting sequence finds no slot or no KV
-        order = partial(prefill_order, ageing=self.config.ageing)
-        for seq in sorted(self._prefilling + self._waiting, key=order):
+        candidates = self._queue.copy()
+        for seq in self._prefilling:
+            insort(candidates, Candidate(prefill_order(seq, self.config.ageing), 0, True, seq))
+        for candidate in candidates:
             if packer.full:
                 break
+            seq = candidate.seq
             if seq.status is SequenceStatus.PREFILLING:
                 if packer.continue_stage(seq.stages[0]):
                     work.append(self._next_stage(seq))
-            elif has_room and packer.has_tokens(seq.num_left):
+            elif has_room and packer.fits(candidate):
                 start = None
                 if self._free_slots:
                     start = packer.find_start(seq.num_tokens, self._find_prefix(seq))
@@ -76,6 +88,35 @@ class DisaggScheduler(Scheduler):
         slices, *later = seq.stages
         seq.stages = tuple(later)
         return prefill_work(seq, slices, new_extents)
+
+    def _find_prefix(self, seq: Sequence) -> Prefix:
+        prefix = super()._find_prefix(seq)
+        self._dequeue(seq)
+        self._enqueue(seq)
+        return prefix
+
+    def _list(self, seq: Sequence, status: SequenceStatus) -> None:
+        super()._list(seq, status)
+        if status is SequenceStatus.WAITING:
+            self._enqueue(seq)
+
+    def _unlist(self, seq: Sequence) -> None:
+        super()._unlist(seq)
+        if seq.status is SequenceStatus.WAITING:
+            self._dequeue(seq)
+
+    def _enqueue(self, seq: Sequence) -> None:
+        self._queued[seq.seq_id] = candidate = waiting_candidate(seq, self.config)
+        insort(self._queue, candidate)
+
+    def _dequeue(self, seq: Sequence) -> None:
+        candidate = self._queued.pop(seq.seq_id)
+        del self._queue[bisect_left(self._queue, candidate)]
+
+    def check_integrity(self) -> None:
+        super().check_integrity()
+        waiting = sorted(waiting_candidate(seq, self.config) for seq in self._waiting)
+        assert self._queue == waiting, "the order of waiting sequences is not up to date"
 
     # Decode lane
 

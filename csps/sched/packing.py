@@ -95,6 +95,10 @@ class StepPacker:
             )
         return self._whole.fits(num_new)
 
+    def fits(self, candidate: "Candidate") -> bool:
+        """Whether the step has tokens for a candidate's first stage."""
+        return (self._split if candidate.split else self._whole).fits(candidate.num_tokens)
+
     def find_start(self, num_tokens: int, prefix: Prefix) -> Start | None:
         """How a waiting sequence of `num_tokens` starts, None while it cannot.
 
@@ -148,6 +152,26 @@ class StepPacker:
         budget.take(_num_tokens(slices))
         for rank, num in enumerate(tokens_by_rank(slices, self._config.num_ranks)):
             self._loads[rank] += num
+
+
+class Candidate(NamedTuple):
+    """A sequence that a step may take, in its place in the order.
+
+    `num_tokens`: of its next stage, which is `split` over the ranks or whole on one.
+    """
+
+    order: tuple[float, int]  # no two alike
+    num_tokens: int
+    split: bool
+    seq: Sequence
+
+
+def waiting_candidate(seq: Sequence, config: SchedulerConfig) -> Candidate:
+    """It stands until the sequence starts, or finds more or less of its prefix cached."""
+    num_new = seq.num_left
+    split = is_split(num_new, config)
+    num_tokens = first_stage_tokens(num_new, config) if split else num_new
+    return Candidate(prefill_order(seq, config.ageing), num_tokens, split, seq)
 
 
 def prefill_order(seq: Sequence, ageing: float) -> tuple[float, int]:

@@ -253,9 +253,9 @@ class Scheduler(ABC):
     def _preempt(self, seq: Sequence) -> None:
         """Queue a sequence that lost its KV."""
         assert not seq.in_flight, f"sequence {seq.seq_id} is in flight"
+        seq.num_computed = 0
         self._move(seq, SequenceStatus.WAITING)
         self._released.append(seq.seq_id)
-        seq.num_computed = 0
         self.num_preemptions += 1
 
     def _take_token(self, seq: Sequence, token_id: int) -> FinishReason | None:
