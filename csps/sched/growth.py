@@ -35,7 +35,8 @@ def grow(holding: Seq[Sequence], config: SchedulerConfig, ledger: Ledger) -> Gro
     left = list(holding)
     growth = Growth({}, [])
     masters: list[int] = []  # counted when first wanted: most steps need no block
-    for seq in [seq for seq in holding if needs_block(seq, ledger)]:
+    is_full = ledger.is_full
+    for seq in [seq for seq in holding if is_full(seq.seq_id, seq.num_computed)]:
         while ledger.holds(seq.seq_id) and needs_block(seq, ledger):
             masters = masters or _masters(left, ledger)
             rank = choose_growth_rank(

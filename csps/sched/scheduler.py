@@ -162,8 +162,9 @@ class Scheduler(ABC):
         for item in in_flight.work:
             seq = self._sequences[item.seq_id]
             seq.in_flight = False
-            seq.num_computed = stop = item.stop
-            if stop % block_size < item.num_tokens:  # a block is full that was not
+            num_tokens = len(item.token_ids)
+            seq.num_computed = stop = item.start + num_tokens
+            if stop % block_size < num_tokens:  # a block is full that was not
                 self.ledger.publish(seq.seq_id, seq.packed_ids, stop, seq.salts[-1])
             if seq.aborted:
                 self._end(seq)
