@@ -104,9 +104,11 @@ def simulate(
     max_running: Annotated[
         int,
         typer.Option(
-            min=1, help="Requests of a server that hold KV at a time.", rich_help_panel=SCHEDULE
+            min=0,
+            help="Requests of a server that hold KV at a time; 0: 256, on a calibrated cluster 64.",
+            rich_help_panel=SCHEDULE,
         ),
-    ] = 256,
+    ] = 0,
     layout: Annotated[
         Layout | None,
         typer.Option(help="As of csps serve; default: by cost.", rich_help_panel=SCHEDULE),
@@ -131,6 +133,10 @@ def simulate(
         float,
         typer.Option(help="As of csps serve; its density must be measured.", rich_help_panel=STUDY),
     ] = 0.95,
+    csa_min_tokens: Annotated[
+        int,
+        typer.Option(min=0, help="Shorter prompts are dense.", rich_help_panel=STUDY),
+    ] = 2048,
     pipeline: Annotated[
         bool,
         typer.Option(
@@ -221,6 +227,7 @@ def simulate(
         shift_threshold=shift_threshold,
         attention=attention,
         csa_gamma=csa_gamma,
+        csa_min_tokens=csa_min_tokens,
         pipeline=pipeline,
         separate_decode=separate_decode,
         decode_moves=decode_moves,

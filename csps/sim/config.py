@@ -13,6 +13,7 @@ from csps.sim.model import SimModel
 
 UNLIMITED = 10**12  # tokens
 STAGE_TOKENS_PER_RANK = 1024
+MAX_RUNNING = 256
 _SERVER = ServerConfig(WorkerSetup(""))  # its defaults
 
 
@@ -24,11 +25,13 @@ class SimConfig:
     over all; a calibrated cluster: as measured). For `stage_tokens`: 1,024 per rank of the
     sequence axis, at least a server's default; `long_tokens`: one block for each of the 2 sp runs
     of a zigzag, at least a server's default; on a calibrated cluster a server's defaults.
-    `block_size`: 64, or as measured. `kv_pages`: what memory leaves, or as measured.
-    `max_model_len`: as long as the KV. Other names as in csps.core.config. `attention` None: the
-    strategy's. `pipeline`: exchanges of prefill run beside its computing. `separate_decode`
-    False: lanes take turns. `speed` is a factor on the trace's clock. `seed` breaks ties between
-    replicas. `keep_steps` False: no rows of steps, for searches.
+    `max_running`: 256, on a calibrated cluster a server's default. `block_size`: 64, or as
+    measured. `kv_pages`: what memory leaves, or as measured. `max_model_len`: as long as the KV.
+
+    Other names as in csps.core.config. `attention` None: the strategy's. `pipeline`: exchanges of
+    prefill run beside its computing. `separate_decode` False: lanes take turns. `speed` is a
+    factor on the trace's clock. `seed` breaks ties between replicas. `keep_steps` False: no rows
+    of steps, for searches.
     """
 
     strategy: Strategy = Strategy.CSPS
@@ -40,7 +43,7 @@ class SimConfig:
     stage_tokens: int = 0
     long_tokens: int = 0
     ageing: float = _SERVER.ageing
-    max_running: int = 256
+    max_running: int = 0
     max_waiting_tokens: int = UNLIMITED
     max_model_len: int = 0
     kv_pages: int = 0
@@ -73,10 +76,12 @@ def server_config(config: SimConfig, cluster: Cluster, model: SimModel) -> Serve
         sp, tp, block_size = server.sp, server.tp, config.block_size or server.block_size
         stage_tokens = config.stage_tokens or _SERVER.stage_tokens
         long_tokens = config.long_tokens or _SERVER.long_tokens
+        max_running = config.max_running or _SERVER.max_running
     else:
         sp, tp = _mesh(config, cluster, model)
         stage_tokens = config.stage_tokens or max(STAGE_TOKENS_PER_RANK * sp, _SERVER.stage_tokens)
         long_tokens = config.long_tokens or max(2 * sp * block_size, _SERVER.long_tokens)
+        max_running = config.max_running or MAX_RUNNING
     spec = STRATEGIES[config.strategy]
     params = AttentionParams(config.attention or spec.attention, config.csa_gamma)
     if params.kind is AttentionKind.CSA_DISTANCE:
@@ -105,7 +110,7 @@ def server_config(config: SimConfig, cluster: Cluster, model: SimModel) -> Serve
         prefix_cache=config.prefix_cache,
         attention=params,
         csa_min_tokens=config.csa_min_tokens,
-        max_running=config.max_running,
+        max_running=max_running,
         max_waiting_tokens=config.max_waiting_tokens,
     )
 
