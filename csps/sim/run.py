@@ -244,7 +244,7 @@ def _run_info(
         "seed": config.seed,
     }
     return RunInfo(
-        name=config.name or f"{server.strategy} {trace.name} (simulated)",
+        name=config.name or f"{server.strategy} {trace.name}",
         kind=RunKind.SIMULATED,
         strategy=server.strategy.value,
         model=model.name,
