@@ -1,6 +1,6 @@
 """Simulate what the CSPS paper claims against Sarathi-Serve, each in its best configuration.
 
-    csps trace generate doc_qa --seed 1 --rate 1 --requests 120 --out doc_qa.jsonl
+    csps trace generate doc_qa --seed 1 --rate 1 --requests 240 --out doc_qa.jsonl
     python scripts/study_paper.py --trace doc_qa.jsonl --out runs/paper --json sim_paper.json
 
 For each model and cluster: how many requests per second Sarathi-Serve gets done when all of them
@@ -35,10 +35,10 @@ from csps.trace.formats import read_any
 from csps.trace.schema import Trace
 from csps.trace.stats import trace_stats
 
-LOADS = (0.3, 0.7, 1.5, 3.0)  # of Sarathi-Serve's saturation
+LOADS = (0.3, 0.7, 1.0, 1.5, 3.0)  # of Sarathi-Serve's saturation
 FEW_LOADS = (0.7, 1.5)  # of further traces, the ablation, and runs without a prefix cache
 AT_ONCE = 1e9  # a speed
-BUDGETS = (1024, 512, 2048)  # tokens of a step
+BUDGETS = (1024, 512, 2048, 4096)  # tokens of a step
 STAGES_PER_RANK = (1024, 4096)  # tokens of a prefill step per rank of the sequence axis
 PAPER = {  # "up to", arXiv 2409.15104v1
     "ttft": 7.5,
