@@ -53,6 +53,8 @@ class ChunkedScheduler(Scheduler):
             left -= work[-1].num_tokens
         while left and self._waiting and self._free_slots:
             seq = self._waiting[0]
+            if self._lacks_kv(seq):
+                break
             prefix = self._find_prefix(seq)
             if not self._has_kv(seq, prefix):
                 break

@@ -69,7 +69,7 @@ class DisaggScheduler(Scheduler):
                     work.append(self._next_stage(seq))
             elif has_room and packer.fits(candidate):
                 start = None
-                if self._free_slots:
+                if self._free_slots and not self._lacks_kv(seq):
                     start = packer.find_start(seq.num_tokens, self._find_prefix(seq))
                 has_room = start is not None
                 if start is not None:

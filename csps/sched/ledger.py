@@ -51,6 +51,7 @@ class Ledger:
         self._tables: dict[int, Table] = {}
         self._cache = PrefixCache(num_ranks, block_size)
         self._caches = prefix_cache
+        self.num_published = 0  # blocks, since the start
         self._hit_tokens = 0
         self._query_tokens = 0
 
@@ -137,6 +138,7 @@ class Ledger:
             start = index * self.block_size
             ids = token_ids(start, start + self.block_size)
             parent, unread = self._cache.add(parent, ids, salt, page)
+            self.num_published += 1
             table.cached.append(parent)
             if unread is not None:
                 self._free(unread)

@@ -242,7 +242,18 @@ class Scheduler(ABC):
             NO_PREFIX if scores else self.ledger.match(seq.packed_ids, seq.num_tokens, seq.salts)
         )
         seq.expected_cached = prefix.num_tokens
+        seq.looked_at = self.ledger.num_published
         return prefix
+
+    def _lacks_kv(self, seq: Sequence) -> bool:
+        """Whether a waiting sequence surely finds too few pages. Costs less than to look.
+
+        Since it last looked its prefix has grown by what was published at most.
+        """
+        size = self.config.block_size
+        published = self.ledger.num_published - seq.looked_at
+        least = num_blocks(seq.num_tokens, size) - seq.expected_cached // size - published
+        return least > sum(self.ledger.free_by_rank())
 
     def _start(self, seq: Sequence, prefix: Prefix) -> None:
         """A waiting sequence, whose blocks have just been placed, begins its prefill."""

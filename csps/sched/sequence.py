@@ -27,7 +27,8 @@ class Sequence:
     `arrival`: the scheduler's virtual time then, no two alike. `num_computed`: tokens whose
     KV is in the pages. `stages`: prefill steps not yet planned, where they were fixed in
     advance. `expected_cached`: tokens of a waiting sequence that the prefix cache had when last
-    looked. `num_cached`: those it had when the sequence first started, None before.
+    looked; `looked_at`: the ledger's `num_published` then. `num_cached`: those it had when the
+    sequence first started, None before.
     """
 
     seq_id: int
@@ -44,6 +45,7 @@ class Sequence:
     aborted: bool = False
     stages: Stages = ()
     expected_cached: int = 0
+    looked_at: int = 0
     num_cached: int | None = None
     stop_ids: frozenset[int] = frozenset()
     # How KV that it may read was computed, preferred first; the last is its own way.
