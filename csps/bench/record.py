@@ -19,8 +19,18 @@ def check_writable(path: Path | None) -> None:
 
 
 def write(path: Path | None, bench: str, parameters: object, results: object) -> None:
-    """Write one run's JSON; nothing if no path was given."""
+    """Write one run's JSON; nothing if no path was given.
+
+    A file that was there is replaced whole: whoever reads it meanwhile, or ends this process,
+    finds one record or the other.
+    """
     if path is None:
         return
     record = {"bench": bench, **provenance(), "parameters": parameters, "results": results}
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    text = json.dumps(record, indent=1) + "\n"
+    if path.exists() and not path.is_file():  # a pipe or a device
+        path.write_text(text)
+        return
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
