@@ -191,6 +191,16 @@ def test_a_record_says_how_and_where_it_was_made(tmp_path: Path) -> None:
     assert written["date"].endswith("+00:00")
 
 
+def test_a_record_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    record.write(path, "decode", {}, {"round": 1})
+    with path.open() as reader:
+        record.write(path, "decode", {}, {"round": 2})
+        assert json.load(reader)["results"] == {"round": 1}
+    assert json.loads(path.read_text())["results"] == {"round": 2}
+    assert [*tmp_path.iterdir()] == [path]
+
+
 def test_an_unwritable_record_is_refused_before_measuring(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^--json: .*Is a directory$"):
         record.check_writable(tmp_path)
