@@ -60,11 +60,13 @@ class DisaggScheduler(Scheduler):
         candidates = self._queue.copy()
         for seq in self._prefilling:
             insort(candidates, Candidate(prefill_order(seq, self.config.ageing), 0, True, seq))
+        under_way = len(self._prefilling)
         for candidate in candidates:
-            if packer.full:
+            if packer.full or not (has_room or under_way):
                 break
             seq = candidate.seq
             if seq.status is SequenceStatus.PREFILLING:
+                under_way -= 1
                 if packer.continue_stage(seq.stages[0]):
                     work.append(self._next_stage(seq))
             elif has_room and packer.fits(candidate):
