@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 FIRST_SEQ_ID = 1 << 62
 REPEATS = 2  # of steps that end within a second
 CONTEXTS = (64, 1024)  # keys before the new tokens
-DECODES = (1, 2, 4, 16, 64)  # sequences with one new token; as many as may run besides
+DECODES = (1, 2, 4, 8, 16, 32, 64)  # sequences with one new token; as many as may run besides
 CHUNKS = (64,)  # a whole budget besides
 
 
