@@ -7,8 +7,13 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from csps.cli.terminal import console
-from csps.core.errors import ConfigError
-from csps.records.capacity import Objective, find_capacity
+from csps.records.capacity import (
+    capacity_record,
+    check_found,
+    find_capacity,
+    objective_of,
+    rate_of,
+)
 from csps.trace.schema import Trace
 
 if TYPE_CHECKING:
@@ -49,13 +54,8 @@ def at_capacity(
     tolerance: float,
 ) -> tuple["SimConfig", dict[str, Any]]:
     """The settings at the highest speed that meets the objective, and what was found."""
-    objective = Objective(tbt_ms=config.slo_tbt_ms, ttft_s=config.slo_ttft_s)
-    if objective.tbt_ms is None and objective.ttft_s is None:
-        raise ConfigError("--find-capacity: give what must be met: --slo-tbt, --slo-ttft or both")
-    span_s = trace.requests[-1].arrival_s - trace.requests[0].arrival_s
-    if not span_s:
-        raise ConfigError("--find-capacity: all requests of the trace arrive at once")
-    rate = len(trace.requests) / span_s
+    objective = objective_of(config.slo_tbt_ms, config.slo_ttft_s)
+    rate = rate_of([request.arrival_s for request in trace.requests])
 
     def meets(speed: float) -> bool:
         tried = replace(config, speed=speed, keep_steps=False)
@@ -68,20 +68,8 @@ def at_capacity(
         return met
 
     found = find_capacity(meets, config.speed / 16, config.speed, tolerance)
-    if not found.highest:
-        raise ConfigError(
-            f"--find-capacity: missed even at {config.speed / 16 * rate:.3g} requests/s: give a "
-            "lower --speed to start from"
-        )
-    record = {
-        "simulated": True,
-        "requests_per_s": found.highest * rate,
-        "speed": found.highest,
-        "slo_tbt_ms": objective.tbt_ms,
-        "slo_ttft_s": objective.ttft_s,
-        "median_queue_s": objective.median_queue_s,
-        "tried": [{"requests_per_s": s * rate, "met": met} for s, met in found.tried],
-    }
+    check_found(found, rate)
+    record = {"simulated": True, **capacity_record(found, objective, rate)}
     return replace(config, speed=found.highest), {"capacity": record}
 
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from csps.core.errors import ConfigError
 from csps.percentiles import percentile
 from csps.records.rows import RequestRow, Status
 
@@ -47,6 +49,46 @@ class Capacity:
     highest: float
     lowest_missed: float | None
     tried: tuple[tuple[float, bool], ...]
+
+
+def objective_of(slo_tbt_ms: float | None, slo_ttft_s: float | None) -> Objective:
+    """What --slo-tbt and --slo-ttft ask for; ConfigError if neither was given."""
+    if slo_tbt_ms is None and slo_ttft_s is None:
+        raise ConfigError("--find-capacity: give what must be met: --slo-tbt, --slo-ttft or both")
+    return Objective(tbt_ms=slo_tbt_ms, ttft_s=slo_ttft_s)
+
+
+def rate_of(arrivals_s: Sequence[float]) -> float:
+    """Requests per second of a trace at speed 1; ConfigError if all arrive at once."""
+    span_s = max(arrivals_s) - min(arrivals_s)
+    if not span_s:
+        raise ConfigError("--find-capacity: all requests of the trace arrive at once")
+    return len(arrivals_s) / span_s
+
+
+def capacity_record(found: Capacity, objective: Objective, rate: float) -> dict[str, Any]:
+    """What a search over speeds found, as it is written. `rate`: see rate_of."""
+    return {
+        "requests_per_s": found.highest * rate,
+        "speed": found.highest,
+        "slo_tbt_ms": objective.tbt_ms,
+        "slo_ttft_s": objective.ttft_s,
+        "median_queue_s": objective.median_queue_s,
+        "tried": [
+            {"requests_per_s": speed * rate, "speed": speed, "met": met}
+            for speed, met in found.tried
+        ],
+    }
+
+
+def check_found(found: Capacity, rate: float) -> None:
+    """ConfigError if the lowest speed misses the objective."""
+    if not found.highest:
+        lowest = found.tried[0][0] * rate
+        raise ConfigError(
+            f"--find-capacity: missed even at {lowest:.3g} requests/s: give a lower --speed to "
+            "start from"
+        )
 
 
 def find_capacity(
