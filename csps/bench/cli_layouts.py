@@ -14,18 +14,12 @@ from rich.console import Console
 from csps.bench import record
 from csps.bench.corpus import corpus_ids
 from csps.bench.flags import Json, Model, ServeFlags, Threads, lengths, parameters, show
-from csps.bench.layouts import MODEL, VARIANTS, LayoutsBench, Run
-from csps.bench.layouts_score import (
-    Row,
-    error_table,
-    errors_of_chosen,
-    errors_on_fixed,
-    read_steps,
-    size_table,
-)
+from csps.bench.layouts import LayoutsBench, Run
+from csps.bench.layouts_score import Row, error_table, read_steps, size_table
 from csps.bench.measure import ServerFlags
 from csps.checkpoint.locate import DEFAULT_MODEL
 from csps.core.config import DType
+from csps.records.rows import STEPS_FILE
 
 MAX_RUNNING = 256
 TOKEN_BUDGET = 2048
@@ -37,8 +31,8 @@ def layouts(
     ] = "1,2,4,8,16,32,64,128,256",
     context: Annotated[int, typer.Option(min=2, help="Prompt tokens of a stream.")] = 64,
     output: Annotated[int, typer.Option(min=3, help="Tokens of a stream.")] = 24,
-    rounds: Annotated[int, typer.Option(min=1, help="Runs of each size and server.")] = 2,
-    ranks: Annotated[int, typer.Option(min=2, help="Ranks of each server.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Runs of each size.")] = 2,
+    ranks: Annotated[int, typer.Option(min=2, help="Ranks of the server.")] = 2,
     threads_per_rank: Threads = 1,
     model: Model = DEFAULT_MODEL,
     dtype: DType = DType.BFLOAT16,
@@ -48,17 +42,14 @@ def layouts(
     ] = None,
     json_file: Json = None,
 ) -> None:
-    """The layout that the cost model chooses for each step, beside always sp and always tp.
+    """The layout that the cost model chooses for decode steps, beside the other one.
 
-    Three servers of --strategy shift run at once and take turns: one splits every step's tokens
-    over its ranks (sp), one its weights (tp), one does what its cost model predicts to be
-    cheaper, by the steps it measured when it started. Each gets the same batches of equal
-    streams. Shown are the time between tokens, the model's over that of the better fixed layout,
-    and how far predictions were from the measured times of all steps since.
-
-    "on fixed" compares them with steps of the other two servers that had the shape of one of the
-    model's: so also for the layout it did not choose. What was measured is kept when the bench
-    is ended early.
+    A server of --strategy shift gets batches of equal streams. Of every two steps one has the
+    layout that its cost model chose, by the steps it measured when it started, and the next one
+    the other: sp splits the step's tokens over the ranks, tp the weights. Shown are, by size of
+    batch, what steps took in each, how much time the choices took over the better layout's, and
+    how far predictions were from measured times. What was measured is kept when the bench is
+    ended early.
     """
     nums_streams = list(dict.fromkeys(lengths("--sizes", sizes)))
     extra = (
@@ -67,7 +58,7 @@ def layouts(
     )
     flags = ServerFlags(model, ranks, threads_per_rank, dtype, TOKEN_BUDGET, extra)
     record.check_writable(json_file)
-    # Every batch of a server has another part of the text.
+    # Every batch has another part of the text.
     total = rounds * sum(nums_streams)
     token_ids = corpus_ids(model, total * context, text)
     firsts = [0, *accumulate(nums_streams * rounds)]
@@ -80,7 +71,8 @@ def layouts(
     asked = parameters(flags, text, 0, sizes=sizes, context=context, output=output, rounds=rounds)
     report = partial(Console(stderr=True).print, markup=False, highlight=False)
     with tempfile.TemporaryDirectory(prefix="csps-layouts-") as directory:
-        bench = LayoutsBench(flags, nums_streams, rounds, prompts, output, Path(directory), report)
+        log = Path(directory) / STEPS_FILE
+        bench = LayoutsBench(flags, nums_streams, rounds, prompts, output, log, report)
         complete = False
         try:
             bench.run()
@@ -88,26 +80,20 @@ def layouts(
         finally:
             # Whatever ended it: what was measured is worth having.
             if bench.runs:
-                results = score(bench.runs, Path(directory), complete)
+                results = score(bench.runs, log.parent, complete)
                 record.write(json_file, "layouts", asked, results)
                 _show(results)
 
 
-def score(runs: Sequence[Run], logs: Path, complete: bool) -> Row:
+def score(runs: Sequence[Run], folder: Path, complete: bool) -> Row:
     """Everything the record holds."""
-    steps = {
-        name: read_steps(logs / name, [run for run in runs if run.variant == name])
-        for name in VARIANTS
-    }
-    fixed = [step for name, found in steps.items() if name != MODEL for step in found]
+    steps = read_steps(folder, runs)
     return {
         "complete": complete,
-        "sizes": size_table(runs, steps),
-        "errors": error_table(errors_of_chosen(steps[MODEL])),
-        "errors_on_fixed": error_table(errors_on_fixed(steps[MODEL], fixed)),
-        "num_fixed_steps": len(fixed),
+        "sizes": size_table(steps),
+        "errors": error_table(steps),
         "runs": [run._asdict() for run in runs],
-        "steps": {name: [step._asdict() for step in found] for name, found in steps.items()},
+        "steps": [step._asdict() for step in steps],
     }
 
 
@@ -115,17 +101,16 @@ def _show(results: Row) -> None:
     """Two tables: times by size, errors of prediction."""
     times = []
     for row in results["sizes"]:  # type: ignore[attr-defined]
-        chosen = ", ".join(f"{name} {count}" for name, count in row["chosen"].items())
+        ratio = row["sp_over_tp"]
         times.append(
             {"streams": row["size"]}
-            | {f"tbt_ms {name}": value for name, value in row["tbt_ms_p50"].items()}
-            | {"ratio": row["ratio"], "ratio of steps": row["step_ratio"], "chosen": chosen}
+            | {f"step_ms {name}": value for name, value in row["step_ms_p50"].items()}
+            | {
+                "sp / tp": f"{ratio['p50']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
+                "chosen": ", ".join(f"{name} {n}" for name, n in row["chosen"].items()),
+                "over the better": row["over_better"],
+            }
         )
-    errors = [
-        {"errors": name, **row}
-        for name, key in (("of chosen", "errors"), ("on fixed", "errors_on_fixed"))
-        for row in results[key]  # type: ignore[attr-defined]
-    ]
-    for table in (times, errors):
+    for table in (times, results["errors"]):
         if table:
-            show(table, *table[0])
+            show(table, *table[0])  # type: ignore[arg-type, misc]

@@ -1,25 +1,31 @@
-"""What `bench layouts` makes of its runs and of the servers' step logs."""
+"""What `bench layouts` makes of the server's step log."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from csps.bench.layouts import MODEL, VARIANTS, Run
+import numpy as np
+
+from csps.bench.layouts import Run
+from csps.core.plan import Layout
 from csps.percentiles import percentile
 from csps.records.rows import iter_steps
+
+RESAMPLES = 2000  # of the bootstrap
 
 Row = dict[str, object]
 
 
 class Step(NamedTuple):
-    """A step of a measured run, from a step log. Seconds; `seconds` of its slowest rank."""
+    """A step of a measured run, from the step log. Seconds; `seconds` of its slowest rank."""
 
     size: int  # of the run
+    round: int
     layout: str
     shape: tuple[int, int, int, int]  # tokens, sequences, pairs, keys
-    predicted_s: Mapping[str, float]  # by layout; empty without a cost model
+    predicted_s: Mapping[str, float]  # by layout
     seconds: float
 
     @property
@@ -31,67 +37,50 @@ class Step(NamedTuple):
     def is_whole_batch(self) -> bool:
         return self.is_decode and self.shape[1] == self.size
 
+    @property
+    def chosen(self) -> str:
+        """The layout that the cost model would have it in."""
+        return min(self.predicted_s, key=self.predicted_s.__getitem__)
 
-class Error(NamedTuple):
-    """A prediction beside what was measured: predicted / measured - 1."""
-
-    layout: str
-    size: int
-    is_decode: bool
-    relative: float
+    @property
+    def error(self) -> float:
+        """Predicted / measured - 1, of the layout it had."""
+        return self.predicted_s[self.layout] / self.seconds - 1
 
 
 def read_steps(folder: Path, runs: Iterable[Run]) -> list[Step]:
-    """The steps that ended within one of the runs; those of warming up are left out."""
-    windows = [(run.begun, run.ended, run.size) for run in runs]
+    """The steps that ended within one of the runs, in order; those of warming up are left out."""
+    windows = [(run.begun, run.ended, run) for run in runs]
     return [
         Step(
-            size,
+            run.size,
+            run.round,
             row.layout,
             (row.num_tokens, row.num_sequences, row.num_pairs, row.num_keys),
             row.predicted_s,
             max(row.wall_s),
         )
         for row in iter_steps(folder)
-        for begun, ended, size in windows
+        for begun, ended, run in windows
         if begun <= row.ended_s <= ended
     ]
 
 
-def errors_of_chosen(steps: Iterable[Step]) -> list[Error]:
-    """Of the layout that each step of the cost model's server ran in."""
-    return [_error(step, step.predicted_s) for step in steps if step.predicted_s]
-
-
-def errors_on_fixed(steps: Iterable[Step], fixed: Iterable[Step]) -> list[Error]:
-    """Of the other servers' steps, where the cost model's server had a step of the same shape.
-
-    They show how good the prediction was for a layout that was not chosen.
-    """
-    predicted = {step.shape: step.predicted_s for step in steps if step.predicted_s}
-    return [_error(step, predicted[step.shape]) for step in fixed if step.shape in predicted]
-
-
-def _error(step: Step, predicted_s: Mapping[str, float]) -> Error:
-    relative = predicted_s[step.layout] / step.seconds - 1
-    return Error(step.layout, step.size, step.is_decode, relative)
-
-
-def error_table(errors: Sequence[Error]) -> list[Row]:
+def error_table(steps: Sequence[Step]) -> list[Row]:
     """By layout: decode steps of all numbers of streams and of each, and steps with prefill."""
     rows: list[Row] = []
-    for layout in sorted({error.layout for error in errors}):
-        mine = [error for error in errors if error.layout == layout]
-        decodes = [error for error in mine if error.is_decode]
-        groups: dict[str, list[Error]] = {
+    for layout in sorted({step.layout for step in steps}):
+        mine = [step for step in steps if step.layout == layout]
+        decodes = [step for step in mine if step.is_decode]
+        groups = {
             "all": mine,
             "decode": decodes,
-            "with prefill": [error for error in mine if not error.is_decode],
+            "with prefill": [step for step in mine if not step.is_decode],
         }
-        for size in sorted({error.size for error in decodes}):
-            groups[f"decode {size}"] = [e for e in decodes if e.size == size]
+        for size in sorted({step.size for step in decodes}):
+            groups[f"decode {size}"] = [step for step in decodes if step.size == size]
         rows += [
-            {"layout": layout, "steps of": name, **_spread([error.relative for error in group])}
+            {"layout": layout, "steps of": name, **_spread([step.error for step in group])}
             for name, group in groups.items()
             if group
         ]
@@ -108,45 +97,51 @@ def _spread(relative: Sequence[float]) -> Row:
     }
 
 
-def size_table(runs: Sequence[Run], steps: Mapping[str, Sequence[Step]]) -> list[Row]:
-    """A row per size of which every server has a run: TBT, step times, what was chosen.
+def size_table(steps: Sequence[Step]) -> list[Row]:
+    """A row per size, of steps with the whole batch: times, what was chosen, what that cost.
 
-    `steps`: of each server.
+    `sp_over_tp`: the median over neighbouring steps of unlike layout, with a 95% interval
+    (bootstrap). `over_better`: the step times of the layouts chosen, each by its share, over the
+    better layout's; 1.0 where that was always the choice.
     """
     rows: list[Row] = []
-    for size in sorted({run.size for run in runs}):
-        mine = {name: [r for r in runs if (r.variant, r.size) == (name, size)] for name in VARIANTS}
-        if not all(mine.values()):
+    for size in sorted({step.size for step in steps}):
+        mine = [step for step in steps if step.size == size and step.is_whole_batch]
+        ratios = _ratios(mine)
+        if not ratios:
             continue
-        tbt = {
-            name: percentile([*chain.from_iterable(run.gaps_ms for run in found)], 0.5)
-            for name, found in mine.items()
-        }
-        whole = {
-            name: [s for s in steps[name] if s.size == size and s.is_whole_batch] for name in mine
-        }
-        step_ms = {
-            name: 1e3 * percentile([step.seconds for step in found], 0.5)
-            for name, found in whole.items()
-        }
+        low, middle, high = _median_interval(ratios)
+        chosen = Counter(step.chosen for step in mine)
+        cost = {Layout.SP: middle, Layout.TP: 1.0}
+        mean = sum(cost[Layout(name)] * count for name, count in chosen.items()) / len(mine)
         rows.append(
             {
                 "size": size,
-                "tbt_ms_p50": tbt,
-                "ratio": _over_better(tbt),
-                "step_ms_p50": step_ms,
-                "step_ratio": _over_better(step_ms),
-                "chosen": dict(Counter(step.layout for step in whole[MODEL])),
-                "tbt_ms_p50_by_round": {
-                    name: [percentile(run.gaps_ms, 0.5) for run in found]
-                    for name, found in mine.items()
+                "step_ms_p50": {
+                    layout: 1e3 * percentile([s.seconds for s in mine if s.layout == layout], 0.5)
+                    for layout in (Layout.SP, Layout.TP)
                 },
+                "pairs": len(ratios),
+                "sp_over_tp": {"low": low, "p50": middle, "high": high},
+                "chosen": dict(chosen),
+                "over_better": mean / min(cost.values()),
             }
         )
     return rows
 
 
-def _over_better(values: Mapping[str, float]) -> float | None:
-    """The cost model's over the better fixed layout's; None where nothing was measured."""
-    better = min(value for name, value in values.items() if name != MODEL)
-    return values[MODEL] / better if better else None
+def _ratios(steps: Sequence[Step]) -> list[float]:
+    """SP's seconds over TP's, of every two neighbours of one batch that have either."""
+    found = []
+    for one, other in pairwise(steps):
+        if one.layout != other.layout and one.round == other.round:
+            ratio = one.seconds / other.seconds
+            found.append(ratio if one.layout == Layout.SP else 1 / ratio)
+    return found
+
+
+def _median_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """The median between the ends of its 95% interval."""
+    drawn = np.random.default_rng(0).choice(values, size=(RESAMPLES, len(values)))
+    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
+    return float(low), float(np.median(values)), float(high)

@@ -142,6 +142,15 @@ def serve(
             rich_help_panel=SCHEDULE,
         ),
     ] = 0,
+    probe_every: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Every so many steps, one has the layout that the cost model did not choose, so "
+            "that step records show what either takes. 0: never.",
+            rich_help_panel=SCHEDULE,
+        ),
+    ] = 0,
     ageing: Annotated[
         float,
         typer.Option(
@@ -282,6 +291,7 @@ def serve(
         token_budget=token_budget,
         layout=layout,
         shift_threshold=shift_threshold,
+        probe_every=probe_every,
         ageing=ageing,
         prefill_ranks=parse_ranks("--prefill-ranks", prefill_ranks, num_ranks // tp),
         decode_ranks=parse_ranks("--decode-ranks", decode_ranks, num_ranks // tp),

@@ -23,6 +23,7 @@ async def make_layouts(
         policy = given_layout(config, lane)
         if policy is None:
             layouts = STRATEGIES[config.strategy].layouts[lane]
-            policy = CheapestLayout(await calibrate(fleet, scheduler, lane, layouts))
+            models = await calibrate(fleet, scheduler, lane, layouts)
+            policy = CheapestLayout(models, config.probe_every)
         policies[lane] = policy
     return policies

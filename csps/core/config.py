@@ -49,7 +49,8 @@ class ServerConfig:
     `num_ranks` = sp * tp. `strategy` decided `setup.placement`. `long_tokens`: prompts at least
     this long are split over the ranks. `stage_tokens`: new tokens of one prefill step;
     `token_budget`: of one mixed step. `layout`: of steps that may have either. Without one, those
-    of more than `shift_threshold` tokens have SP, 0 meaning that a cost model decides. `ageing`,
+    of more than `shift_threshold` tokens have SP, 0 meaning that a cost model decides; then every
+    `probe_every`-th step (0: none) has the layout that it did not choose. `ageing`,
     `prefill_ranks`, `decode_ranks`, `prefix_cache` as in csps.sched.config. `step_timeout_s`: a
     step that some rank has not finished by then means that the rank is lost. `attention`: of
     requests that do not choose; prompts shorter than `csa_min_tokens` are always dense.
@@ -66,6 +67,7 @@ class ServerConfig:
     token_budget: int = 512
     layout: Layout | None = None
     shift_threshold: int = 0
+    probe_every: int = 0
     ageing: float = 0.5
     prefill_ranks: tuple[int, ...] = ()
     decode_ranks: tuple[int, ...] = ()

@@ -64,7 +64,9 @@ class TokenThreshold:
 
 @dataclass(slots=True)
 class CheapestLayout:
-    """The layout whose model predicts the least time.
+    """The layout whose model predicts the least time; every `probe_every`-th step the other one.
+
+    Such probes measure, under the same load, what was not chosen; 0 means none.
 
     A machine gets slower and faster (clocks, heat, who else is on it) than when the models were
     fitted. Predictions follow it by one factor for all layouts, which never changes the choice:
@@ -72,14 +74,19 @@ class CheapestLayout:
     """
 
     models: Mapping[Layout, CostModel]
+    probe_every: int = 0
     _drift: float = field(default=1.0, init=False)
+    _num_steps: int = field(default=0, init=False)
 
     def decide(self, plan: StepPlan) -> Decision:
         shape = shape_of(plan)
         predicted_s = {
             layout: self._drift * model.predict(shape) for layout, model in self.models.items()
         }
-        return Decision(min(predicted_s, key=predicted_s.__getitem__), predicted_s)
+        self._num_steps += 1
+        probe = self.probe_every and self._num_steps % self.probe_every == 0
+        best = max if probe else min
+        return Decision(best(predicted_s, key=predicted_s.__getitem__), predicted_s)
 
     def observe(self, decision: Decision, seconds: float) -> None:
         ratio = seconds / decision.predicted_s[decision.layout]

@@ -4,44 +4,25 @@ from pathlib import Path
 
 import pytest
 
-from csps.bench.layouts import Run, in_turn, whole_batch_gaps_ms
-from csps.bench.layouts_score import (
-    Step,
-    error_table,
-    errors_of_chosen,
-    errors_on_fixed,
-    read_steps,
-    size_table,
-)
+from csps.bench.layouts import Run
+from csps.bench.layouts_score import Step, error_table, read_steps, size_table
 from csps.core.plan import Lane, Layout
 from csps.records.rows import STEPS_FILE, StepRow, write_rows
 
 ONE, TWO = (1, 1, 0, 65), (2, 2, 0, 130)
 CHUNKS = (40, 3, 900, 64)
+PREDICTED = {"sp": 0.2, "tp": 0.1}
 
 
 def step(
     layout: str,
     seconds: float,
     shape: tuple[int, int, int, int] = ONE,
-    predicted_s: dict[str, float] | None = None,
+    predicted_s: dict[str, float] = PREDICTED,
     size: int = 1,
+    round_: int = 0,
 ) -> Step:
-    return Step(size, layout, shape, predicted_s or {}, seconds)
-
-
-def test_gaps_of_the_whole_batch_only() -> None:
-    # The second stream begins at 2 and the first ends at 4.
-    gaps = whole_batch_gaps_ms([[0, 1, 2, 3, 4], [2, 3.5, 4, 9]])
-    assert gaps == [1000.0, 1000.0, 1500.0, 500.0]
-    assert whole_batch_gaps_ms([[0, 1], [2, 3]]) == []
-
-
-def test_each_server_is_first_in_its_turn() -> None:
-    orders = [in_turn(number) for number in range(4)]
-    assert {order[0] for order in orders[:3]} == {"sp", "tp", "model"}
-    assert all(sorted(order) == ["model", "sp", "tp"] for order in orders)
-    assert orders[3] == orders[0]
+    return Step(size, round_, layout, shape, predicted_s, seconds)
 
 
 def test_steps_belong_to_the_run_they_ended_in(tmp_path: Path) -> None:
@@ -55,25 +36,26 @@ def test_steps_belong_to_the_run_they_ended_in(tmp_path: Path) -> None:
         for ended in (9.0, 11.0, 15.0, 21.0)
     ]  # fmt: skip
     write_rows(tmp_path / STEPS_FILE, rows)
-    runs = [Run("model", 2, 0, 10.0, 12.0, []), Run("model", 4, 0, 20.0, 22.0, [])]
+    runs = [Run(2, 0, 10.0, 12.0), Run(4, 1, 20.0, 22.0)]
     first, second = read_steps(tmp_path, runs)
-    assert first == Step(2, "tp", TWO, {"sp": 0.2, "tp": 0.1}, 0.08)
-    assert second.size == 4
+    assert first == Step(2, 0, "tp", TWO, PREDICTED, 0.08)
+    assert (second.size, second.round) == (4, 1)
     assert first.is_whole_batch
+    assert first.chosen == "tp"
+    assert first.error == pytest.approx(0.25)
     assert second.is_decode
     assert not second.is_whole_batch
     assert read_steps(tmp_path / "none", runs) == []
 
 
-def test_errors_of_the_layout_that_was_chosen() -> None:
-    predicted_s = {"sp": 0.2, "tp": 0.1}
+def test_errors_of_prediction_by_layout() -> None:
     steps = [
-        step("tp", 0.125, ONE, predicted_s),
-        step("tp", 0.08, TWO, predicted_s, size=2),
-        step("tp", 0.1, TWO, predicted_s, size=2),
-        step("sp", 0.25, CHUNKS, predicted_s, size=2),
+        step("tp", 0.125),
+        step("tp", 0.08, TWO, size=2),
+        step("tp", 0.1, TWO, size=2),
+        step("sp", 0.25, CHUNKS, size=2),
     ]
-    table = {(row["layout"], row["steps of"]): row for row in error_table(errors_of_chosen(steps))}
+    table = {(row["layout"], row["steps of"]): row for row in error_table(steps)}
     assert {*table} == {
         ("sp", "all"), ("sp", "with prefill"),
         ("tp", "all"), ("tp", "decode"), ("tp", "decode 1"), ("tp", "decode 2"),
@@ -87,37 +69,36 @@ def test_errors_of_the_layout_that_was_chosen() -> None:
     assert table["sp", "with prefill"]["median"] == pytest.approx(0.2)
 
 
-def test_errors_of_layouts_that_were_not_chosen() -> None:
-    steps = [step("tp", 0.1, ONE, {"sp": 0.3, "tp": 0.1})]
-    fixed = [step("sp", 0.2, ONE), step("tp", 0.2, ONE), step("sp", 0.2, TWO)]
-    found = errors_on_fixed(steps, fixed)
-    assert [(error.layout, error.relative) for error in found] == [
-        ("sp", pytest.approx(0.5)),
-        ("tp", pytest.approx(-0.5)),
+def test_what_the_choice_costs() -> None:
+    likes_sp = {"sp": 0.1, "tp": 0.2}
+    steps = [
+        step("sp", 9.0, CHUNKS),
+        # A machine that gets slower: neighbours still say 1.5.
+        step("sp", 0.3),
+        step("tp", 0.2),
+        step("sp", 0.3),
+        step("tp", 0.4, predicted_s=likes_sp, round_=1),  # no neighbour of the step before
+        step("sp", 0.6, predicted_s=likes_sp, round_=1),
+        step("sp", 0.9, TWO, size=1),  # too many sequences
+        step("sp", 0.7, TWO, size=2),  # alone
     ]
-
-
-def test_the_model_beside_the_better_layout() -> None:
-    def run(variant: str, size: int, round_: int, *gaps_ms: float) -> Run:
-        return Run(variant, size, round_, 0.0, 0.0, list(gaps_ms))
-
-    runs = [
-        run("sp", 1, 0, 30.0), run("tp", 1, 0, 20.0, 20.0), run("model", 1, 0, 21.0),
-        run("sp", 1, 1, 30.0), run("tp", 1, 1, 40.0), run("model", 1, 1, 22.0, 23.0),
-        run("sp", 2, 0, 10.0), run("tp", 2, 0, 10.0),  # ended here
-    ]  # fmt: skip
-    steps = {
-        "sp": [step("sp", 0.03)],
-        "tp": [step("tp", 0.02), step("tp", 9.0, CHUNKS)],
-        "model": [step("tp", 0.018), step("sp", 0.018), step("tp", 0.018), step("tp", 9.0, TWO)],
-    }
-    (row,) = size_table(runs, steps)
+    (row,) = size_table(steps)
     assert row["size"] == 1
-    assert row["tbt_ms_p50"] == {"sp": 30.0, "tp": 20.0, "model": 22.0}
-    assert row["ratio"] == pytest.approx(1.1)
-    assert row["step_ms_p50"] == pytest.approx({"sp": 30.0, "tp": 20.0, "model": 18.0})
-    assert row["step_ratio"] == pytest.approx(0.9)
-    assert row["chosen"] == {"tp": 2, "sp": 1}
-    assert row["tbt_ms_p50_by_round"] == {
-        "sp": [30.0, 30.0], "tp": [20.0, 40.0], "model": [21.0, 22.0]
-    }  # fmt: skip
+    assert row["pairs"] == 3
+    assert row["sp_over_tp"] == pytest.approx({"low": 1.5, "p50": 1.5, "high": 1.5})
+    assert row["step_ms_p50"] == pytest.approx({"sp": 300.0, "tp": 200.0})
+    assert row["chosen"] == {"tp": 3, "sp": 2}
+    assert row["over_better"] == pytest.approx((3 + 2 * 1.5) / 5)
+
+
+def test_the_interval_holds_the_median() -> None:
+    ratios = [0.8, 0.85, 0.9, 0.9, 0.95, 1.3]
+    steps = []
+    for round_, ratio in enumerate(ratios):
+        steps += [step("tp", 1.0, round_=round_), step("sp", ratio, round_=round_)]
+    (row,) = size_table(steps)
+    found = row["sp_over_tp"]
+    assert isinstance(found, dict)
+    assert found["p50"] == pytest.approx(0.9)
+    assert 0.8 <= found["low"] < 0.9 < found["high"] <= 1.3
+    assert row["over_better"] == pytest.approx(1 / 0.9)

@@ -88,6 +88,12 @@ def test_the_cheaper_layout_is_taken():
     assert few.predicted_s[Layout.TP] == pytest.approx(0.109)
 
 
+def test_every_few_steps_one_probes_the_other_layout():
+    policy = CheapestLayout({Layout.TP: TRUE, Layout.SP: TRUE._replace(fixed_s=9.0)}, probe_every=3)
+    layouts = [policy.decide(plan((9, 1))).layout for _ in range(6)]
+    assert layouts == [Layout.TP, Layout.TP, Layout.SP] * 2
+
+
 def test_first_tokens_may_cost_more_than_later_ones():
     true = CostModel(0.02, 5e-4, 8e-3, 0.0, 0.0, first_4_s=0.04, first_64_s=1e-3)
     shapes = [StepShape(n, n, 0, 64 * n) for n in (1, 2, 4, 16, 64, 256)]
