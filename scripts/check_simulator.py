@@ -19,7 +19,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from csps.core.attention import AttentionKind
 from csps.core.errors import CspsError
 from csps.core.plan import Layout
 from csps.core.strategy import Strategy
@@ -38,14 +37,11 @@ TIE = 0.05  # live figures this close have no order
 
 
 def alike(run: RunInfo) -> SimConfig:
-    """What the live run's server and replay were given."""
+    """What the live run's server and replay were given; attention is as it was calibrated."""
     given = run.settings
     layout = given.get("layout")
     return SimConfig(
         Strategy(run.strategy),
-        attention=AttentionKind(given["attention"]),
-        csa_gamma=given["csa_gamma"],
-        csa_min_tokens=given["csa_min_tokens"],
         token_budget=given["token_budget"],
         stage_tokens=given["stage_tokens"],
         long_tokens=given["long_tokens"],

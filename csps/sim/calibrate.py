@@ -156,7 +156,7 @@ def calibrate(folders: Sequence[Path], name: str) -> str:
         'kind = "calibrated"',
         f'name = "{name}"',
         f'model = "{models.pop()}"',
-        f'source = "csps simulate calibrate, from steps of live runs: {"; ".join(sources)}"',
+        f'source = "csps calibrate, from steps of live runs: {"; ".join(sources)}"',
     ]
     for strategy, found in runs.items():
         lines += _server_lines(strategy, found)
