@@ -18,6 +18,7 @@ Floats = npt.NDArray[np.float64]
 
 # Coordinate descent on a few normalised columns: it ends when no coefficient moves any more.
 _SWEEPS = 5000
+_FITS = 4  # after three the predictions hardly change
 _STILL = 1e-9
 
 
@@ -83,22 +84,32 @@ def _counts(shape: StepShape) -> tuple[int, ...]:
 def fit(samples: Sequence[Sample]) -> CostModel:
     """The model with the least sum of squared *relative* errors over `samples` (at least one).
 
+    Relative to what the model predicts: relative to what was measured, slow samples of a noisy
+    machine would count for less than fast ones, and predictions be too low on average. So the fit
+    is repeated, each time relative to the last one's predictions (iteratively reweighted least
+    squares); the first time to the measured seconds.
+
     Coefficients are bounded below by 0 (non-negative least squares), so that a model fitted to
     few steps does not predict negative times for others.
     """
     seconds = np.array([sample.seconds for sample in samples])
     counts = np.array([_counts(sample.shape) for sample in samples], dtype=np.float64)
-    relative = counts / seconds[:, None]
-    norms = np.linalg.norm(relative, axis=0)
-    norms[norms == 0.0] = 1.0  # a count that no sample has: its coefficient stays 0
-    solution = _non_negative(relative / norms, np.ones(len(samples)))
-    return CostModel(*(solution / norms).tolist())
+    unit = seconds
+    solution = np.zeros(counts.shape[1])
+    for _ in range(_FITS):
+        relative = counts / unit[:, None]
+        norms = np.linalg.norm(relative, axis=0)
+        norms[norms == 0.0] = 1.0  # a count that no sample has: its coefficient stays 0
+        solution = _non_negative(relative / norms, seconds / unit, solution * norms) / norms
+        # A sample far off from all others must not count for nothing, nor for everything.
+        unit = np.clip(counts @ solution, seconds / 4, seconds * 4)
+    return CostModel(*solution.tolist())
 
 
-def _non_negative(columns: Floats, target: Floats) -> Floats:
+def _non_negative(columns: Floats, target: Floats, start: Floats) -> Floats:
     """Minimise |columns x - target| over x >= 0, by coordinate descent; columns of norm 1 or 0."""
     gram, right = columns.T @ columns, columns.T @ target
-    solution = np.zeros(columns.shape[1])
+    solution = start.copy()
     for _ in range(_SWEEPS):
         before = solution.copy()
         for i in range(len(solution)):

@@ -74,6 +74,14 @@ def test_no_coefficient_is_negative(some):
     assert all(cost >= 0.0 for cost in fit(some))
 
 
+def test_a_noisy_machine_is_predicted_right_on_average():
+    """Steps of one shape, of which some take twice as long: the mean, not the usual."""
+    shape = StepShape(8, 8, 0, 500)
+    seconds = [0.1] * 6 + [0.2] * 3
+    model = fit([Sample(shape, value) for value in seconds])
+    assert model.predict(shape) == pytest.approx(sum(seconds) / len(seconds), rel=1e-6)
+
+
 def test_one_sample_is_enough():
     shape = StepShape(10, 2, 0, 100)
     assert fit([Sample(shape, 0.5)]).predict(shape) == pytest.approx(0.5)
