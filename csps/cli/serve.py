@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from csps.checkpoint.locate import DEFAULT_MODEL
+from csps.cli import device_options as device
 from csps.cli import observe_options as observe
 from csps.cli import sparse_options as sparse
 from csps.cli.serve_flags import (
@@ -15,12 +16,14 @@ from csps.cli.serve_flags import (
     parse_num_ranks,
     parse_on_off,
     parse_ranks,
+    parse_share,
     parse_tp,
+    step_tokens,
 )
 from csps.cli.serve_run import run_server
 from csps.cli.terminal import start_logging
 from csps.core.attention import AttentionParams, CsaConfig
-from csps.core.config import DType, ServerConfig, WorkerSetup
+from csps.core.config import AttentionBackend, DType, ServerConfig, WorkerSetup
 from csps.core.errors import ConfigError
 from csps.core.plan import Layout
 from csps.core.strategy import STRATEGIES, Strategy
@@ -97,6 +100,8 @@ def serve(
             rich_help_panel=SHAPE,
         ),
     ] = "auto",
+    gpu_memory_utilization: device.GpuMemoryUtilization = 0.9,
+    attention_backend: device.Backend = AttentionBackend.AUTO,
     block_size: Annotated[
         int, typer.Option(min=1, help="Tokens of a KV block.", rich_help_panel=SHAPE)
     ] = 64,
@@ -276,6 +281,16 @@ def serve(
             dtype=dtype,
             block_size=block_size,
             kv_memory_bytes=0 if kv_memory == "auto" else parse_bytes("--kv-memory", kv_memory),
+            gpu_memory_utilization=parse_share("--gpu-memory-utilization", gpu_memory_utilization),
+            step_tokens=step_tokens(
+                strategy,
+                stage_tokens=stage_tokens,
+                long_tokens=long_tokens,
+                token_budget=token_budget,
+                max_running=max_running,
+            ),
+            step_sequences=max_running,
+            attention_backend=attention_backend,
             max_model_len=max_model_len,
             tp=tp,
             placement=STRATEGIES[strategy].placement,

@@ -28,6 +28,22 @@ def parse_tp(strategy: Strategy, tp: int, num_ranks: int) -> int:
     return tp
 
 
+def parse_share(flag: str, share: float) -> float:
+    if not 0.0 < share <= 1.0:
+        raise ConfigError(f"{flag}: expected a share in (0, 1], got {share}")
+    return share
+
+
+def step_tokens(
+    strategy: Strategy, *, stage_tokens: int, long_tokens: int, token_budget: int, max_running: int
+) -> int:
+    """New tokens that one rank computes at a time, at most, in all lanes."""
+    if STRATEGIES[strategy].placement is Placement.HEADS:
+        return max(token_budget, max_running)
+    # Short prompts of a step may all be on one rank, and split ones on the same rank alone.
+    return max(stage_tokens, long_tokens) + stage_tokens + max_running
+
+
 def parse_ranks(flag: str, text: str, num_ranks: int) -> tuple[int, ...]:
     """Ranks of the sequence axis from "0-2,5", ascending; empty stays empty."""
     if not text:

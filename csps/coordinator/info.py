@@ -1,5 +1,7 @@
 """GetServerInfo: how the server is set up, and what its ranks have done since start."""
 
+from collections.abc import Sequence
+
 from csps import __version__
 from csps.coordinator.counters import LaneCounters
 from csps.coordinator.frontend import Frontend
@@ -10,7 +12,9 @@ from csps.sched.ledger import Ledger
 from csps.v1 import generation_pb2 as pb
 
 
-def server_info(front: Frontend, config: ServerConfig, uptime_s: float) -> pb.GetServerInfoResponse:
+def server_info(
+    front: Frontend, config: ServerConfig, attention_backends: Sequence[str], uptime_s: float
+) -> pb.GetServerInfoResponse:
     """Setup and counters."""
     loop, setup = front.loop, config.setup
     scheduler = loop.scheduler
@@ -50,6 +54,7 @@ def server_info(front: Frontend, config: ServerConfig, uptime_s: float) -> pb.Ge
         threads_per_rank=setup.threads_per_rank,
         csa_window_blocks=config.attention.window_blocks,
         csa=csa_to_proto(setup.csa),
+        attention_backends=attention_backends,
     )
 
 

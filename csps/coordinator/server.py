@@ -123,7 +123,7 @@ class Server:
             await stack.enter_async_context(feed)
             if metrics is not None:
                 metrics.watch(frontend.loop.scheduler)
-            service.start(frontend)
+            service.start(frontend, fleet.attention_backends)
             admin.start(feed)
             await self._set_health(status, SERVING)
             on_ready(self, model, num_blocks)

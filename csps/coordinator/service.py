@@ -1,7 +1,7 @@
 """csps.v1.Generation: the public gRPC service."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import grpc
 
@@ -36,11 +36,14 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self._frontend: Frontend | None = None
+        self._attention_backends: Sequence[str] = ()
         self._stopping = False
         self._started = 0.0
 
-    def start(self, frontend: Frontend) -> None:
+    def start(self, frontend: Frontend, attention_backends: Sequence[str]) -> None:
+        """`attention_backends`: by rank."""
         self._frontend = frontend
+        self._attention_backends = attention_backends
         self._started = time.monotonic()
 
     def stop(self) -> None:
@@ -133,7 +136,8 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
     async def GetServerInfo(
         self, request: pb.GetServerInfoRequest, context: Context
     ) -> pb.GetServerInfoResponse:
-        return server_info(self._front, self._config, time.monotonic() - self._started)
+        uptime_s = time.monotonic() - self._started
+        return server_info(self._front, self._config, self._attention_backends, uptime_s)
 
     async def GetLoad(self, request: pb.GetLoadRequest, context: Context) -> pb.GetLoadResponse:
         scheduler = self._front.loop.scheduler

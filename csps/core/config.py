@@ -20,25 +20,39 @@ class DType(StrEnum):
         return 4 if self is DType.FLOAT32 else 2
 
 
+class AttentionBackend(StrEnum):
+    """Whose kernels a rank attends with."""
+
+    AUTO = "auto"  # triton on a GPU that can run it, else torch
+    TORCH = "torch"
+    TRITON = "triton"
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerSetup:
     """What every rank must agree on; the coordinator sends it to each when it joins.
 
-    `kv_memory_bytes` is per rank, 0 meaning a share of what is free; `max_model_len` 0
-    means the model's own context, which `rope_scaling` ("yarn:4") makes longer;
-    `threads_per_rank` 0 means cores / ranks on the machine.
+    `kv_memory_bytes` is per rank, 0 meaning a share of what is free; on a GPU,
+    `gpu_memory_utilization` of all memory less what else the rank takes there, which `step_tokens`
+    and `step_sequences` bound: the largest step. `max_model_len` 0 means the model's own context,
+    which `rope_scaling` ("yarn:4") makes longer; `threads_per_rank` 0 means cores / ranks on the
+    machine.
     """
 
     model: str
     dtype: DType = DType.BFLOAT16
     block_size: int = 64
     kv_memory_bytes: int = 0
+    gpu_memory_utilization: float = 0.9
+    step_tokens: int = 4096
+    step_sequences: int = 64
     max_model_len: int = 0
     tp: int = 1
     placement: Placement = Placement.TOKENS
     threads_per_rank: int = 0
     collective_timeout_s: float = 300.0
     rope_scaling: str = ""
+    attention_backend: AttentionBackend = AttentionBackend.AUTO
     csa: CsaConfig = field(default_factory=CsaConfig)
 
 

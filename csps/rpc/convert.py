@@ -1,7 +1,7 @@
 """core values <-> protobuf messages: with convert_attention the only place that knows both."""
 
 from csps.core.attention import DENSE
-from csps.core.config import DType, WorkerSetup
+from csps.core.config import AttentionBackend, DType, WorkerSetup
 from csps.core.plan import (
     Lane,
     Layout,
@@ -62,12 +62,16 @@ def setup_to_proto(setup: WorkerSetup) -> worker_pb2.Setup:
         dtype=setup.dtype.value,
         block_size=setup.block_size,
         kv_memory_bytes=setup.kv_memory_bytes,
+        gpu_memory_utilization=setup.gpu_memory_utilization,
+        step_tokens=setup.step_tokens,
+        step_sequences=setup.step_sequences,
         max_model_len=setup.max_model_len,
         tp=setup.tp,
         placement=setup.placement.value,
         threads_per_rank=setup.threads_per_rank,
         collective_timeout_s=setup.collective_timeout_s,
         rope_scaling=setup.rope_scaling,
+        attention_backend=setup.attention_backend.value,
         csa=csa_to_proto(setup.csa),
     )
 
@@ -78,12 +82,16 @@ def setup_from_proto(message: worker_pb2.Setup) -> WorkerSetup:
         dtype=DType(message.dtype),
         block_size=message.block_size,
         kv_memory_bytes=message.kv_memory_bytes,
+        gpu_memory_utilization=message.gpu_memory_utilization,
+        step_tokens=message.step_tokens,
+        step_sequences=message.step_sequences,
         max_model_len=message.max_model_len,
         tp=message.tp,
         placement=Placement(message.placement),
         threads_per_rank=message.threads_per_rank,
         collective_timeout_s=message.collective_timeout_s,
         rope_scaling=message.rope_scaling,
+        attention_backend=AttentionBackend(message.attention_backend),
         csa=csa_from_proto(message.csa),
     )
 

@@ -50,6 +50,7 @@ class Fleet(worker_pb2_grpc.WorkerServicer):
         self._config = config
         self._commands: dict[int, Commands] = {}
         self._blocks: dict[int, int] = {}
+        self._backends: dict[int, str] = {}
         self._last_heard: dict[int, float] = {}
         self._steps: dict[Lane, _Step] = {}
         self._all_ready = asyncio.Event()
@@ -80,6 +81,11 @@ class Fleet(worker_pb2_grpc.WorkerServicer):
                 f"{self._config.start_timeout_s:.0f} s (start timeout)"
             )
         return min(self._blocks.values())
+
+    @property
+    def attention_backends(self) -> list[str]:
+        """Whose kernels attend, in rank order; complete once `wait_ready` has returned."""
+        return [self._backends[rank] for rank in sorted(self._backends)]
 
     async def run(self, plan: StepPlan) -> list[StepResult]:
         """Run one step on all ranks; results in rank order, when every rank has finished."""
@@ -223,6 +229,7 @@ class Fleet(worker_pb2_grpc.WorkerServicer):
             self._on_result(convert.result_from_proto(report.result, rank))
         elif kind == "ready":
             self._blocks[rank] = report.ready.num_blocks
+            self._backends[rank] = report.ready.attention_backend
             if len(self._blocks) == self._config.num_ranks:
                 self._all_ready.set()
         elif kind == "failure":

@@ -4,19 +4,17 @@ import logging
 import time
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import NamedTuple
 
 import psutil
 import torch
 import torch.distributed as dist
 
-from csps.attention.backends import Kernels, torch_cuda
-from csps.attention.backends.block_sparse_cpu import BlockSparseCpu
-from csps.attention.backends.torch_cpu import DiagonalCpu, TorchCpu
+from csps.attention.backends import Kernels
 from csps.attention.transfer import KVShape
 from csps.checkpoint.config import read_config
 from csps.checkpoint.locate import locate
-from csps.core.config import WorkerSetup
-from csps.core.errors import ConfigError
+from csps.core.config import AttentionBackend, WorkerSetup
 from csps.core.heads import AxisHeads
 from csps.core.model_config import ModelConfig
 from csps.core.plan import Lane, Layout
@@ -25,23 +23,19 @@ from csps.engine.kv_pool import KVPool
 from csps.engine.lane import LaneEngine, LayoutEngine
 from csps.engine.placements import HeadsSharded, PlacedAttention, TokensAttention
 from csps.engine.runner import Runner
-from csps.model.layers import upcasts
 from csps.model.llama import Llama
 from csps.model.loader import load_model
 from csps.model.shard import ModelPart, part_config, tensor_parallel, whole_model
 from csps.parallel.collectives import SequenceComm, TensorComm
 from csps.parallel.mesh import Mesh, build_mesh
 from csps.parallel.overlap import CommClock
+from csps.worker.kernels import choose_kernels
+from csps.worker.memory import GpuMemory, blocks_on_cpu, blocks_on_gpu, footprint, kv_blocks
 
 logger = logging.getLogger(__name__)
 
-# Share of the memory that is free once the weights are in, for all ranks of a machine.
-KV_SHARE_CPU = 0.35
-KV_SHARE_CUDA = 0.85
 # Pieces of a sub-layer's output whose sum over ranks runs beside the next one's computation.
 NUM_PIECES = 4
-# More than this many full-length sequences per rank would never be used.
-MAX_FULL_SEQUENCES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,60 +83,77 @@ def connect_ranks(setup: WorkerSetup, place: Place, device: torch.device) -> Mes
     )
 
 
-def build_runner(setup: WorkerSetup, place: Place, mesh: Mesh) -> tuple[Runner, int]:
-    """The rank's runner and the number of pages its pool holds."""
+class _Parts(NamedTuple):
+    """What a rank has of the model.
+
+    `columns`: parts of the ranks that share its weights, of which `held` is this rank's where KV
+    is placed by head.
+    """
+
+    resident: ModelPart
+    columns: list[ModelPart]
+    held: ModelPart
+
+
+def _parts(config: ModelConfig, setup: WorkerSetup, mesh: Mesh) -> _Parts:
+    resident = whole_model(config).split(mesh.tp)[mesh.t]
+    columns = resident.split(mesh.sp)
+    by_head = setup.placement is Placement.HEADS
+    return _Parts(resident, columns, columns[mesh.s] if by_head else resident)
+
+
+class Built(NamedTuple):
+    """A rank that can run steps. `num_pages`: of its pool. `backend`: of its kernels."""
+
+    runner: Runner
+    num_pages: int
+    backend: AttentionBackend
+
+
+def build_runner(setup: WorkerSetup, place: Place, mesh: Mesh) -> Built:
+    """Load the rank's part. ConfigError if its device is too small or cannot run the kernels."""
     begun = time.perf_counter()
     checkpoint = locate(setup.model)
     config = read_config(checkpoint, setup.rope_scaling)
-    dtype = getattr(torch, setup.dtype.value)
     max_model_len = setup.max_model_len or config.max_position
-    resident = whole_model(config).split(mesh.tp)[mesh.t]
+    parts = _parts(config, setup, mesh)
+    shape = KVShape(
+        block_size=setup.block_size,
+        group_size=max(part_config(config, parts.held).group_size, 1),
+        head_dim=config.head_dim,
+        dtype=getattr(torch, setup.dtype.value),
+        wire=setup.csa.wire,
+    )
+    num_threads = num_cpu_threads(setup, place)
+    chosen = choose_kernels(setup.attention_backend, shape, mesh.device, num_threads=num_threads)
+    # Only a prefill over KV by token range fetches blocks.
+    by_head = setup.placement is Placement.HEADS
+    staging_blocks = 0 if by_head else -(-max_model_len // setup.block_size)
+    num_pages = _num_pages(setup, place, config, parts, max_model_len, staging_blocks, mesh.device)
     model = load_model(
         checkpoint,
         config,
-        dtype=dtype,
+        dtype=shape.dtype,
         device=mesh.device,
         max_position=max_model_len,
-        part=resident,
+        part=parts.resident,
     )
     model.eval()
-    columns = resident.split(mesh.sp)  # parts of the ranks that share this one's weights
-    by_head = setup.placement is Placement.HEADS
-    held = columns[mesh.s] if by_head else resident
-    kv_config = part_config(config, held)
-    num_pages = _num_pages(setup, place, kv_config, dtype, max_model_len, mesh)
     pool = KVPool(
         num_layers=config.num_layers,
         num_pages=num_pages,
         block_size=setup.block_size,
-        num_kv_heads=held.heads.num_kv_heads,
+        num_kv_heads=parts.held.heads.num_kv_heads,
         head_dim=config.head_dim,
-        # Only a prefill over KV by token range fetches blocks.
-        staging_blocks=0 if by_head else -(-max_model_len // setup.block_size),
-        dtype=dtype,
+        staging_blocks=staging_blocks,
+        dtype=shape.dtype,
         device=mesh.device,
     )
-    kernels = _kernels(dtype, mesh.device, num_cpu_threads(setup, place))
-    heads = AxisHeads(resident.heads, tuple(part.heads for part in columns))
-    attention: PlacedAttention
-    if by_head:
-        attention = HeadsSharded(pool, kernels, heads, mesh.device)
-    else:
-        shape = KVShape(
-            block_size=setup.block_size,
-            group_size=kv_config.group_size,
-            head_dim=config.head_dim,
-            dtype=dtype,
-            wire=setup.csa.wire,
-        )
-        attention = TokensAttention(
-            mesh.s, mesh.sp, pool, kernels, setup.csa, heads, shape, mesh.device
-        )
     runner = Runner(
         rank=place.rank,
-        attention=attention,
+        attention=_placed_attention(setup, mesh, parts, pool, chosen.kernels, shape),
         lanes={
-            lane: _lane_engine(model, resident, mesh, lane, NUM_PIECES if setup.csa.pipeline else 1)
+            lane: _lane_engine(model, parts.resident, mesh, lane, setup.csa.pipeline)
             for lane in setup.placement.lanes
         },
         block_size=setup.block_size,
@@ -150,31 +161,52 @@ def build_runner(setup: WorkerSetup, place: Place, mesh: Mesh) -> tuple[Runner, 
         device=mesh.device,
     )
     logger.info(
-        "rank %d: %s in %s, KV for %d tokens, ready after %.1f s",
+        "rank %d: %s in %s on %s, attention by %s, KV for %d tokens, ready after %.1f s",
         place.rank,
         checkpoint.name,
         setup.dtype.value,
+        mesh.device,
+        chosen.backend,
         num_pages * setup.block_size,
         time.perf_counter() - begun,
     )
-    return runner, num_pages
+    return Built(runner, num_pages, chosen.backend)
 
 
-def _kernels(dtype: torch.dtype, device: torch.device, num_threads: int) -> Kernels:
-    if device.type == "cuda":
-        return torch_cuda.KERNELS
-    upcast = upcasts(dtype, device)
-    return Kernels(
-        partial=TorchCpu(upcast=upcast),
-        block_sparse=BlockSparseCpu(upcast=upcast, num_threads=num_threads),
-        diagonal=DiagonalCpu(upcast=upcast),
-    )
+def _placed_attention(
+    setup: WorkerSetup, mesh: Mesh, parts: _Parts, pool: KVPool, kernels: Kernels, shape: KVShape
+) -> PlacedAttention:
+    heads = AxisHeads(parts.resident.heads, tuple(part.heads for part in parts.columns))
+    if setup.placement is Placement.HEADS:
+        return HeadsSharded(pool, kernels, heads, mesh.device)
+    return TokensAttention(mesh.s, mesh.sp, pool, kernels, setup.csa, heads, shape, mesh.device)
+
+
+def _num_pages(
+    setup: WorkerSetup,
+    place: Place,
+    config: ModelConfig,
+    parts: _Parts,
+    max_model_len: int,
+    staging_blocks: int,
+    device: torch.device,
+) -> int:
+    """Before anything is loaded: what is missing on a GPU can then still be said."""
+    kv = kv_blocks(part_config(config, parts.held), setup, max_model_len)
+    staging_bytes = staging_blocks * kv.block_bytes // config.num_layers
+    needs = footprint(part_config(config, parts.resident), setup, max_model_len, staging_bytes)
+    if device.type != "cuda":
+        free = psutil.virtual_memory().available
+        return blocks_on_cpu(setup, kv, needs, free, num_ranks=place.local_world_size)
+    free, total = torch.cuda.mem_get_info(device)
+    num_ranks = -(-place.local_world_size // torch.cuda.device_count())
+    return blocks_on_gpu(setup, kv, needs, GpuMemory(total, free, num_ranks))
 
 
 def _lane_engine(
-    model: Llama, resident: ModelPart, mesh: Mesh, lane: Lane, num_pieces: int
+    model: Llama, resident: ModelPart, mesh: Mesh, lane: Lane, pipeline: bool
 ) -> LaneEngine:
-    clock = CommClock()
+    clock, num_pieces = CommClock(), NUM_PIECES if pipeline else 1
     groups = mesh.lanes[lane]
     in_row = TensorComm(groups.tensor, mesh.t, mesh.tp, clock)
     layouts = {Layout.SP: _layout_engine(model, resident, resident, in_row, num_pieces)}
@@ -201,30 +233,3 @@ def _layout_engine(
             num_pieces=num_pieces,
         )
     return LayoutEngine(model, comm)
-
-
-def _num_pages(
-    setup: WorkerSetup,
-    place: Place,
-    config: ModelConfig,
-    dtype: torch.dtype,
-    max_model_len: int,
-    mesh: Mesh,
-) -> int:
-    # A rank without heads holds nothing; it follows the others.
-    page_bytes = max(config.kv_bytes_per_token(dtype.itemsize), 1) * setup.block_size
-    if setup.kv_memory_bytes:
-        pages = setup.kv_memory_bytes // page_bytes
-    else:
-        if mesh.device.type == "cuda":
-            free = torch.cuda.mem_get_info(mesh.device)[0] * KV_SHARE_CUDA
-        else:
-            free = psutil.virtual_memory().available * KV_SHARE_CPU / place.local_world_size
-        useful = MAX_FULL_SEQUENCES * -(-max_model_len // setup.block_size)
-        pages = min(int(free // page_bytes), useful)
-    if pages < 1:
-        raise ConfigError(
-            f"--kv-memory: one block of {setup.block_size} tokens takes {page_bytes} bytes on "
-            "each rank, which is more than there is room for"
-        )
-    return int(pages)

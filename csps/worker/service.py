@@ -104,7 +104,7 @@ class Worker:
             self._on_stream_end()
         try:
             mesh = connect_ranks(setup, self._place, pick_device(self._place.local_rank))
-            runner, num_pages = build_runner(setup, self._place, mesh)
+            built = build_runner(setup, self._place, mesh)
         except Exception as error:
             self._is_loading = False
             self._fail(error)
@@ -114,7 +114,7 @@ class Worker:
         lanes = {
             lane: LaneThread(
                 lane,
-                runner,
+                built.runner,
                 num_threads=num_cpu_threads(setup, self._place),
                 report=self._report,
                 fail=self._fail,
@@ -122,13 +122,14 @@ class Worker:
             for lane in setup.placement.lanes
         }
         if self._metrics is not None:
-            self._metrics.ready(num_pages)
-        self._reports.put(worker_pb2.WorkerReport(ready=worker_pb2.Ready(num_blocks=num_pages)))
-        self._obey(commands, runner, lanes)
+            self._metrics.ready(built.num_pages)
+        ready = worker_pb2.Ready(num_blocks=built.num_pages, attention_backend=built.backend.value)
+        self._reports.put(worker_pb2.WorkerReport(ready=ready))
+        self._obey(commands, built.runner, lanes)
         if self._failure is None:
             for lane in lanes.values():
                 lane.close()
-            for engine in runner.lanes.values():
+            for engine in built.runner.lanes.values():
                 engine.sequence.close()
             dist.destroy_process_group()
 

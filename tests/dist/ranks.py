@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from csps.core.attention import DENSE, AttentionParams, CsaConfig
-from csps.core.config import DType, WorkerSetup
+from csps.core.config import AttentionBackend, DType, WorkerSetup
 from csps.core.plan import Lane, Layout, SampledToken, StepPlan, StepResult
 from csps.core.request import SamplingParams
 from csps.core.strategy import Placement
@@ -104,6 +104,7 @@ class Job:
     long_tokens: int = 16
     max_model_len: int = 512
     csa: CsaConfig = field(default_factory=CsaConfig)
+    attention_backend: AttentionBackend = AttentionBackend.AUTO
     placement: Placement = Placement.TOKENS
     token_budget: int = 64
     layouts: tuple[Layout, ...] = (Layout.SP,)  # of the steps, in turn
@@ -135,9 +136,10 @@ def serve(place: Place, job: Job) -> Outcome:
         threads_per_rank=1,
         collective_timeout_s=60.0,
         csa=job.csa,
+        attention_backend=job.attention_backend,
     )
     mesh = connect_ranks(setup, place, torch.device("cpu"))
-    runner, _ = build_runner(setup, place, mesh)
+    runner = build_runner(setup, place, mesh).runner
     scheduler = scheduler_of(job, mesh.sp)
     sequences = [
         Sequence(i, r.prompt, r.sampling, attention=r.attention) for i, r in enumerate(job.requests)

@@ -1,5 +1,6 @@
 """What an operator can get wrong: one line that names the flag, status 1, nothing left over."""
 
+import os
 import shutil
 import socket
 import subprocess
@@ -19,8 +20,17 @@ TIMEOUT_S = 60.0
 def fails(*flags: str) -> str:
     """The last line of `csps serve` with these flags, after checks that it ended well."""
     command = [sys.executable, "-m", "csps", "serve", "--port", "0", *flags]
+    # With it Triton runs on CPUs, after a fashion.
+    environment = {key: os.environ[key] for key in os.environ if key != "TRITON_INTERPRET"}
     before = ranks()
-    end = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    end = subprocess.run(
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
     log = end.stdout + end.stderr
     assert end.returncode == 1, log
     assert not [text for text in BAD_LOG if text in log], log
@@ -48,6 +58,10 @@ BEFORE_ANY_RANK = {
     "tp": (["--workers", "3", "--tp", "2"], ["--tp", "2", "3"]),
     "kv-memory": (["--kv-memory", "lots"], ["--kv-memory", "'lots'", "512MiB"]),
     "negative kv-memory": (["--kv-memory", "-1GiB"], ["--kv-memory"]),
+    "gpu memory": (
+        ["--gpu-memory-utilization", "90"],
+        ["--gpu-memory-utilization: ", "(0, 1]", "90.0"],
+    ),
     "no ranks": (["--workers", "0"], ["--workers", "--ranks"]),
     "both kinds of ranks": (["--workers", "1", "--ranks", "1"], ["--workers", "--ranks"]),
     "control": (["--control", "here"], ["--control", "HOST:PORT", "'here'"]),
@@ -118,3 +132,11 @@ def test_weights_that_only_the_ranks_read(tiny: Path, tmp_path: Path) -> None:
 def test_too_little_kv_memory(tiny: Path) -> None:
     error = fails("--model", str(tiny), "--kv-memory", "1KiB")
     assert contains(error, ["rank 0", "--kv-memory", "block of 64 tokens", "bytes"]), error
+
+
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="a GPU can run it")
+def test_triton_without_a_gpu(tiny: Path) -> None:
+    """Installed or not, the flag and what it lacks are named."""
+    error = fails("--model", str(tiny), "--workers", "2", "--attention-backend", "triton")
+    assert contains(error, ["rank", "failed: --attention-backend: "]), error
+    assert "needs a GPU" in error or "is not installed: pip install 'csps[gpu]'" in error, error

@@ -12,7 +12,7 @@ from csps.core.attention import (
     HeadReport,
     SparseReport,
 )
-from csps.core.config import DType, WorkerSetup
+from csps.core.config import AttentionBackend, DType, WorkerSetup
 from csps.core.plan import (
     Lane,
     SampledToken,
@@ -131,10 +131,14 @@ setups = st.builds(
     dtype=st.sampled_from(DType),
     block_size=uint32,
     kv_memory_bytes=uint64,
+    gpu_memory_utilization=shares,
+    step_tokens=uint32,
+    step_sequences=uint32,
     max_model_len=uint32,
     tp=uint32,
     threads_per_rank=uint32,
     collective_timeout_s=seconds,
+    attention_backend=st.sampled_from(AttentionBackend),
 )
 
 

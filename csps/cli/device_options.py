@@ -1,0 +1,26 @@
+"""Flags of `csps serve` about the ranks' devices; their defaults stand with `serve`."""
+
+from typing import Annotated
+
+import typer
+
+from csps.core.config import AttentionBackend
+
+_PANEL = "Model and ranks"
+
+Backend = Annotated[
+    AttentionBackend,
+    typer.Option(
+        help="Kernels that attend. torch: the device's fused attention. triton: CSPS's own, on "
+        "GPUs. auto: triton on a GPU that can run it, else torch.",
+        rich_help_panel=_PANEL,
+    ),
+]
+GpuMemoryUtilization = Annotated[
+    float,
+    typer.Option(
+        help="Share of a GPU's memory for its ranks: weights, workspace, and KV in what is left "
+        "(--kv-memory auto).",
+        rich_help_panel=_PANEL,
+    ),
+]
