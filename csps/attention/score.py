@@ -1,4 +1,4 @@
-"""Attention mass of sampled rows, by block, where the keys are.
+"""Attention mass of sampled rows, by block, where the keys are: in torch.
 
 A row's mass in block j is sum_{t in j} exp(q.k_t - LSE) with the log-sum-exp over all keys the
 row sees, on all ranks. An owner computes the sums relative to its own peak; the ranks exchange
@@ -14,10 +14,13 @@ owner, B tokens, D head dim, X rows of several tiles.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from csps.attention.select import Rows
 
 # Tiles scored at a time: enough rows for the matrix product, scores that stay in cache.
 TILES_AT_ONCE = 8
@@ -27,6 +30,23 @@ LOWEST = torch.finfo(torch.float32).min
 # linear (Schraudolph, Neural Computation 11, 1999; the constant that minimises the rms error).
 BITS_PER_UNIT = 2**23 / math.log(2)
 BIAS = 127 * 2**23 - 366_393
+
+
+@dataclass(frozen=True)
+class BlockKeys:
+    """Keys of one rank's blocks in one layer, where they lie.
+
+    `flat`: a store's flat pages [P, B, D]; `pages`: flat pages of the blocks of each KV head, in
+    order, int64 [K, J].
+    """
+
+    flat: Tensor
+    pages: np.ndarray
+
+    @cached_property
+    def gathered(self) -> Tensor:
+        """[K, J, B, D]: a copy in fp32, made once and only if someone wants it."""
+        return self.flat[torch.from_numpy(self.pages).to(self.flat.device)].float()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +60,26 @@ class Scores:
     mass: Tensor
     peak: Tensor
     lse: Tensor
+
+    def masses(self, total_lse_KNR: Tensor, num_chosen: int) -> tuple[Tensor, Tensor]:
+        """See csps.attention.backends.RowScores."""
+        weights = torch.exp(self.peak - total_lse_KNR)
+        mean_KNJ = torch.einsum(
+            "knm,knmj->knj", weights[..., :num_chosen], self.mass[:, :, :num_chosen]
+        ).div_(max(num_chosen, 1))
+        probes_KNEJ = self.mass[:, :, num_chosen:] * weights[..., num_chosen:, None]
+        return mean_KNJ, probes_KNEJ.transpose(2, 3)
+
+
+def score_rows(
+    rows: Rows,
+    positions_KNR: np.ndarray,
+    tiles_N: np.ndarray,
+    keys: BlockKeys,
+    blocks_J: np.ndarray,
+) -> Scores:
+    """See csps.attention.backends.Score."""
+    return score(*rows.scaled(), positions_KNR, tiles_N, keys.gathered, blocks_J)
 
 
 def score(

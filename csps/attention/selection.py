@@ -16,7 +16,7 @@ from torch import Tensor
 
 from csps.attention.means import keys_per_mean, mass_by_means, mean_keys
 from csps.attention.recall import Outcome, Verdict, judge, recall_of, widened
-from csps.attention.score import Scores, score
+from csps.attention.score import BlockKeys, Scores, score_rows
 from csps.attention.select import Rows, RowSampler, keep_by_distance, keep_by_mass, visible_blocks
 from csps.attention.shards import SparseSequence
 from csps.core.attention import AttentionKind, CsaConfig, Estimate
@@ -75,15 +75,16 @@ class Selection:
         self._peers = tuple(rank for rank in sight.ranks if rank != self._me)
         self._scores: dict[int, Scores] = {}
 
-    def post_rows(self, q_NBKGD: Tensor, keys_KJBD: Tensor) -> None:
+    def post_rows(self, q_NBKGD: Tensor, keys: BlockKeys) -> None:
         """Sample this rank's tiles and send the rows to the owners of what they see.
 
-        `keys_KJBD`: of this rank's blocks, fp32.
+        `keys`: of this rank's blocks.
         """
         me, sight = self._me, self._sight
         self._num_kv_heads, self._head_dim = q_NBKGD.shape[2], q_NBKGD.shape[4]
         self._device, self._dtype = q_NBKGD.device, q_NBKGD.dtype
-        self._keys, self._means = keys_KJBD, {me: mean_keys(keys_KJBD)} if self._by_means else {}
+        self._keys = keys
+        self._means = {me: mean_keys(keys.gathered)} if self._by_means else {}
         self._rows = self._sampler.take(self._layer, sight.tiles[me], q_NBKGD)
         outgoing = {}
         for owner in self._peers:
@@ -234,7 +235,7 @@ class Selection:
         offsets = self._sampler.offsets(self._layer, tiles)
         positions = tiles[:, None] * self._seq.block_size + offsets
         blocks = self._sight.blocks[self._me]
-        self._scores[requester] = score(*rows.scaled(), positions, tiles, self._keys, blocks)
+        self._scores[requester] = score_rows(rows, positions, tiles, self._keys, blocks)
 
     def _skip(self, requester: int, owner: int, other: int) -> int:
         """Tiles that see `owner` but not `other`: `other` needs no log-sum-exp of them."""
@@ -248,12 +249,7 @@ class Selection:
     def _masses(self, requester: int, total_lse_KNR: Tensor) -> tuple[Tensor, Tensor]:
         """Visible pairs' mean mass [K, V] and the probes' [K, V, E], fp16."""
         scores = self._scores[requester]
-        weights = torch.exp(scores.peak - total_lse_KNR)
-        num_chosen = self._sampler.num_chosen
-        mean = torch.einsum(
-            "knm,knmj->knj", weights[..., :num_chosen], scores.mass[:, :, :num_chosen]
-        ).div_(max(num_chosen, 1))
-        probes = (scores.mass[:, :, num_chosen:] * weights[..., num_chosen:, None]).transpose(2, 3)
+        mean, probes = scores.masses(total_lse_KNR, self._sampler.num_chosen)
         first = self._sight.first(requester, self._me)
         seen = torch.from_numpy(self._sight.pairs(requester, self._me)[first:])
         return mean.half()[:, seen], probes.half()[:, seen]

@@ -24,6 +24,7 @@ from torch import Tensor
 from csps.attention.backends import PageLists
 from csps.attention.last_tile import LastTile
 from csps.attention.merge import merge_into
+from csps.attention.score import BlockKeys
 from csps.attention.selection import Choice, Selection
 from csps.attention.sparse_context import SparseContext, page_lists
 from csps.attention.transfer import (
@@ -84,9 +85,8 @@ class SparseLayer:
             context.first_head,
         )
         last = LastTile(context, self._layer, self._q_KNGBD)
-        own_pages = torch.from_numpy(context.own_pages(self._layer)).to(self._device)
-        keys_KJBD = context.store.flat_keys[own_pages].float()
-        selection.post_rows(self._q_NBKGD[: self._num_tiles], keys_KJBD)
+        keys = BlockKeys(context.store.flat_keys, context.own_pages(self._layer))
+        selection.post_rows(self._q_NBKGD[: self._num_tiles], keys)
         last.post_queries()
         self._start_output()
         selection.score_own()
