@@ -4,29 +4,46 @@ Chunks of prompts and single tokens alike: new rows attend to each other and to 
 Suffixes: T rows, H query heads, K KV heads, D head dim.
 """
 
+from itertools import groupby
+
 import torch
 from torch import Tensor
 
-from csps.attention.backends import Partial
+from csps.attention.backends import DecodeRows, Kernels
 from csps.attention.kv import KVStore
 from csps.attention.merge import merge_into
 from csps.attention.runs import attend_runs
-from csps.attention.shards import HeadsBatch, Run
+from csps.attention.shards import HeadsBatch, HeadsSequence, Run
 
 
 class HeadsAttention:
     """The `Attend` of one step over this rank's heads (there may be none) of all its tokens."""
 
-    def __init__(self, batch: HeadsBatch, store: KVStore, partial: Partial) -> None:
-        self._batch, self._store, self._partial = batch, store, partial
+    def __init__(self, batch: HeadsBatch, store: KVStore, kernels: Kernels) -> None:
+        self._slots_T, self._store, self._partial = batch.slots_T, store, kernels.partial
+        # Sequences of one new token that follow each other attend together.
+        self._single: list[tuple[slice, DecodeRows]] = []
+        self._longer: list[HeadsSequence] = []
+        for is_single, group in groupby(batch.sequences, lambda seq: seq.num_tokens == 1):
+            sequences = list(group)
+            if is_single:
+                rows = slice(sequences[0].row, sequences[-1].row + 1)
+                attend = kernels.paged_decode(store, [seq.runs for seq in sequences])
+                self._single.append((rows, attend))
+            else:
+                self._longer += sequences
 
     def __call__(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
         """Write the new K and V, then attend; o [T, H, D] in q's dtype."""
-        out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
+        out_THD = q_THD.new_empty(q_THD.shape)
         if not q_THD.shape[1]:
             return out_THD
-        self._store.write(layer, self._batch.slots_T, k_TKD, v_TKD)
-        for seq in self._batch.sequences:
+        self._store.write(layer, self._slots_T, k_TKD, v_TKD)
+        for rows, attend in self._single:
+            q_NHD = q_THD[rows]
+            lse_NH = q_NHD.new_empty(q_NHD.shape[:2], dtype=torch.float32)
+            attend(layer, q_NHD, out_THD[rows], lse_NH)
+        for seq in self._longer:
             rows = slice(seq.row, seq.row + seq.num_tokens)
             out_THD[rows] = self._attend(layer, seq.runs, q_THD[rows], k_TKD[rows], v_TKD[rows])
         return out_THD
@@ -34,9 +51,7 @@ class HeadsAttention:
     def _attend(
         self, layer: int, runs: tuple[Run, ...], q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor
     ) -> Tensor:
-        """New rows of one sequence (see HeadsSequence)."""
-        if len(q_THD) == 1:
-            return attend_runs(self._partial, self._store, layer, q_THD, runs)[0]
+        """New rows of one sequence (see HeadsSequence), two at least."""
         o_THD, lse_TH = self._partial(q_THD, k_TKD, v_TKD, causal=True)
         if runs:
             o_THD = o_THD.float()

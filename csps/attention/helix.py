@@ -14,10 +14,9 @@ Suffixes: T tokens, H, K all heads of the axis, h, k own heads, N rows, D head d
 import torch
 from torch import Tensor
 
-from csps.attention.backends import Partial
+from csps.attention.backends import Kernels
 from csps.attention.kv import KVStore
-from csps.attention.merge import merge_into, pack, packed_row_bytes, unpack
-from csps.attention.runs import attend_runs
+from csps.attention.merge import pack, packed_row_bytes
 from csps.attention.shards import HelixBatch
 from csps.core.heads import AxisHeads
 from csps.parallel.collectives import SequenceComm
@@ -31,11 +30,14 @@ class Helix:
         batch: HelixBatch,
         store: KVStore,
         comm: SequenceComm,
-        partial: Partial,
+        kernels: Kernels,
         heads: AxisHeads,
     ) -> None:
-        self._batch, self._store, self._comm, self._partial = batch, store, comm, partial
-        self._heads = heads
+        self._batch, self._store, self._comm, self._heads = batch, store, comm, heads
+        device = batch.slots_T.device
+        self._held_N = torch.from_numpy(batch.held[comm.rank]).to(device)
+        self._attend = kernels.paged_decode(store, batch.shards)
+        self._merge = kernels.merge(batch.held, batch.num_rows, device)
 
     def __call__(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
         """Of own heads; write the new K and V that belong here, attend, o [T, h, D]."""
@@ -43,15 +45,11 @@ class Helix:
         batch = self._batch
         written = batch.written_T
         self._store.write(layer, batch.slots_T, k_TKD[written], v_TKD[written])
-        held = batch.held[self._comm.rank]
-        o_NHD = q_THD.new_empty(len(held), *q_THD.shape[1:])
-        lse_NH = torch.empty(o_NHD.shape[:2], dtype=torch.float32, device=o_NHD.device)
-        for index, (row, runs) in enumerate(zip(held.tolist(), batch.shards, strict=True)):
-            here = slice(index, index + 1)
-            o_NHD[here], lse_NH[here] = attend_runs(
-                self._partial, self._store, layer, q_THD[row : row + 1], runs
-            )
-        return self._return(o_NHD, lse_NH, q_THD.shape[0])
+        q_NHD = q_THD[self._held_N]
+        o_NHD = torch.empty_like(q_NHD)
+        lse_NH = q_NHD.new_empty(q_NHD.shape[:2], dtype=torch.float32)
+        self._attend(layer, q_NHD, o_NHD, lse_NH)
+        return self._return(o_NHD, lse_NH)
 
     def _gather(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q [T, H, D], k and v [T, K, D] of all heads, from everyone's own."""
@@ -76,30 +74,22 @@ class Helix:
             kv_2TKD[1, :, heads.keys(peer)] = part[:, num_heads + num_kv :]
         return q_THD, kv_2TKD[0], kv_2TKD[1]
 
-    def _return(self, o_NHD: Tensor, lse_NH: Tensor, num_tokens: int) -> Tensor:
+    def _return(self, o_NHD: Tensor, lse_NH: Tensor) -> Tensor:
         """Every head's partials to its rank; o [T, h, D] of own heads, merged."""
         rank, heads, held = self._comm.rank, self._heads, self._batch.held
         num_heads, head_dim = heads.parts[rank].num_heads, o_NHD.shape[2]
-        row_bytes = packed_row_bytes(num_heads, head_dim, o_NHD.element_size())
         outgoing = {
             peer: pack(o_NHD[:, heads.queries(peer)], lse_NH[:, heads.queries(peer)])
             for peer in range(self._comm.size)
         }
         mine = outgoing.pop(rank)
-        incoming = {
-            peer: mine.new_empty(len(rows), row_bytes)
-            for peer, rows in enumerate(held)
-            if peer != rank
-        }
+        row_bytes = packed_row_bytes(num_heads, head_dim, o_NHD.element_size())
+        sizes = [len(rows) for rows in held]
+        message_MB = mine.new_empty(sum(sizes), row_bytes)
+        incoming = dict(enumerate(message_MB.split(sizes)))
+        incoming.pop(rank).copy_(mine)
         self._comm.exchange("partial", outgoing, incoming).wait()
-        incoming[rank] = mine
-        shape = (num_tokens, num_heads, head_dim)
-        acc_ThD = torch.zeros(shape, dtype=torch.float32, device=o_NHD.device)
-        lse_Th = acc_ThD.new_full(shape[:2], -torch.inf)
-        for peer in range(self._comm.size):
-            rows = held[peer]
-            part_NhD, part_Nh = unpack(incoming[peer], num_heads, head_dim, o_NHD.dtype)
-            merged_NhD, merged_Nh = acc_ThD[rows], lse_Th[rows]
-            merge_into(merged_NhD, merged_Nh, part_NhD, part_Nh)
-            acc_ThD[rows], lse_Th[rows] = merged_NhD, merged_Nh
-        return acc_ThD.to(o_NHD.dtype)
+        out_ThD = o_NHD.new_empty(self._batch.num_rows, num_heads, head_dim)
+        if num_heads:
+            self._merge(message_MB, out_ThD, None)
+        return out_ThD

@@ -5,8 +5,13 @@ With partial outputs o_i and log-sum-exps L_i: L = logsumexp(L_i), o = sum exp(L
 Suffixes: T rows, H query heads, D head dim.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
+
+from csps.attention.backends import MergeRows
 
 
 def merge_into(acc_THD: Tensor, acc_lse_TH: Tensor, o_THD: Tensor, lse_TH: Tensor) -> None:
@@ -37,8 +42,36 @@ def packed_row_bytes(num_heads: int, head_dim: int, element_bytes: int) -> int:
 def unpack(
     message: Tensor, num_heads: int, head_dim: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Inverse of `pack`: (o [T, H, D] of `dtype`, lse [T, H] fp32)."""
+    """Inverse of `pack`: (o [T, H, D] of `dtype`, lse [T, H] fp32), views of the message.
+
+    What is written to them is packed. There must be a head.
+    """
     split = num_heads * head_dim * dtype.itemsize
-    o_THD = message[:, :split].contiguous().view(dtype).unflatten(1, (num_heads, head_dim))
-    lse_TH = message[:, split:].contiguous().view(torch.float32)
-    return o_THD, lse_TH
+    o_THD = message[:, :split].view(dtype).unflatten(1, (num_heads, head_dim))
+    return o_THD, message[:, split:].view(torch.float32)
+
+
+def merge_rows(
+    rows_by_source: Sequence[np.ndarray], num_rows: int, device: torch.device
+) -> MergeRows:
+    """`Merge`, one source after the other."""
+    sources = [torch.from_numpy(rows).to(device) for rows in rows_by_source]
+    sizes = [len(rows) for rows in sources]
+
+    def merge(
+        message_MB: Tensor, out_THD: Tensor, own: tuple[Tensor, Tensor] | None = None
+    ) -> None:
+        shape = (num_rows, *out_THD.shape[1:])
+        if own is None:
+            acc_THD = torch.zeros(shape, dtype=torch.float32, device=device)
+            lse_TH = acc_THD.new_full(shape[:2], -torch.inf)
+        else:
+            acc_THD, lse_TH = own
+        for rows, part_NB in zip(sources, message_MB.split(sizes), strict=True):
+            o_NHD, part_NH = unpack(part_NB, shape[1], shape[2], out_THD.dtype)
+            merged_NHD, merged_NH = acc_THD[rows], lse_TH[rows]
+            merge_into(merged_NHD, merged_NH, o_NHD, part_NH)
+            acc_THD[rows], lse_TH[rows] = merged_NHD, merged_NH
+        out_THD.copy_(acc_THD)
+
+    return merge

@@ -7,17 +7,19 @@ come back, as decode does. Both ways, the ring and this, are exact; bytes decide
 Suffixes: T rows of the batch, N shipped rows, H query heads, D head dim.
 """
 
+import functools
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from csps.attention.backends import Partial
+from csps.attention.backends import Kernels
 from csps.attention.kv import KVStore
 from csps.attention.merge import merge_into
 from csps.attention.runs import attend_runs, first_tokens
 from csps.attention.shards import PrefillSequence, QueryRun
-from csps.attention.ship import ship_queries
+from csps.attention.ship import QueryExchange
 from csps.attention.transfer import KVShape
 from csps.parallel.collectives import SequenceComm
 
@@ -48,38 +50,40 @@ class PassQ:
         sequences: Sequence[PrefillSequence],
         store: KVStore,
         comm: SequenceComm,
-        partial: Partial,
+        kernels: Kernels,
+        device: torch.device,
     ) -> None:
         self._sequences, self._store, self._comm = sequences, store, comm
-        self._partial = partial
+        self._partial = kernels.partial
+        self._peers = [peer for peer in range(comm.size) if peer != comm.rank]
+        self._num_rows = max(
+            (run.row + run.num_tokens for seq in sequences for run in seq.queries), default=0
+        )
+        self._exchange = QueryExchange(
+            comm,
+            kernels.merge,
+            shipped={peer: self._rows(peer) for peer in self._peers},
+            num_asked={peer: self._num_asked(peer) for peer in self._peers},
+            num_rows=self._num_rows,
+            device=device,
+        )
 
     def __call__(
         self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out_THD: Tensor
     ) -> None:
         """Fill the sequences' rows of `out_THD`. Their new K and V are in the store already."""
-        rank = self._comm.rank
-        peers = [peer for peer in range(self._comm.size) if peer != rank]
 
-        def attend_here() -> tuple[Tensor, Tensor]:
-            acc_THD = torch.empty_like(q_THD, dtype=torch.float32)
-            lse_TH = torch.empty(q_THD.shape[:2], dtype=torch.float32, device=q_THD.device)
+        def attend_here(acc_THD: Tensor, lse_TH: Tensor) -> None:
             for seq in self._sequences:
                 for run in seq.queries:
                     self._attend_here(layer, seq, run, q_THD, k_TKD, v_TKD, acc_THD, lse_TH)
-            return acc_THD, lse_TH
 
-        acc_THD = ship_queries(
-            self._comm,
-            q_THD,
-            {peer: self._rows(peer).to(q_THD.device) for peer in peers},
-            {peer: self._num_asked(peer) for peer in peers},
-            attend_here,
-            lambda peer, q_NHD: self._answer(layer, peer, q_NHD),
-        )
+        answer = functools.partial(self._answer, layer)
+        merged_THD = self._exchange(q_THD[: self._num_rows], attend_here, answer)
         for seq in self._sequences:
             for run in seq.queries:
                 rows = slice(run.row, run.row + run.num_tokens)
-                out_THD[rows] = acc_THD[rows]
+                out_THD[rows] = merged_THD[rows]
 
     def _attend_here(
         self,
@@ -102,29 +106,27 @@ class PassQ:
             part = attend_runs(self._partial, self._store, layer, q_THD[rows], before)
             merge_into(acc_THD[rows], lse_TH[rows], *part)
 
-    def _answer(self, layer: int, peer: int, q_NHD: Tensor) -> tuple[Tensor, Tensor]:
-        """Partial outputs of a peer's rows over this rank's shards."""
-        o_NHD = torch.empty_like(q_NHD)
-        lse_NH = torch.empty(q_NHD.shape[:2], dtype=torch.float32, device=q_NHD.device)
+    def _answer(self, layer: int, q_NHD: Tensor, o_NHD: Tensor, lse_NH: Tensor) -> None:
+        """Partial outputs of all peers' rows over this rank's shards."""
         at = 0
-        for seq in self._sequences:
-            for run in self._asking(seq, peer, self._comm.rank):
-                rows = slice(at, at + run.num_tokens)
-                seen = first_tokens(seq.runs, run.visible[self._comm.rank])
-                o_NHD[rows], lse_NH[rows] = attend_runs(
-                    self._partial, self._store, layer, q_NHD[rows], seen
-                )
-                at = rows.stop
-        return o_NHD, lse_NH
+        for peer in self._peers:
+            for seq in self._sequences:
+                for run in self._asking(seq, peer, self._comm.rank):
+                    rows = slice(at, at + run.num_tokens)
+                    seen = first_tokens(seq.runs, run.visible[self._comm.rank])
+                    o_NHD[rows], lse_NH[rows] = attend_runs(
+                        self._partial, self._store, layer, q_NHD[rows], seen
+                    )
+                    at = rows.stop
 
-    def _rows(self, peer: int) -> Tensor:
+    def _rows(self, peer: int) -> np.ndarray:
         """Own rows that see keys of `peer`, int64, in the order it answers."""
         rows = [
-            torch.arange(run.row, run.row + run.num_tokens)
+            np.arange(run.row, run.row + run.num_tokens)
             for seq in self._sequences
             for run in self._asking(seq, self._comm.rank, peer)
         ]
-        return torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)
+        return np.concatenate([np.empty(0, np.int64), *rows])
 
     def _num_asked(self, peer: int) -> int:
         return sum(

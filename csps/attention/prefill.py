@@ -33,7 +33,9 @@ class PrefillAttention:
         self._batch, self._store = batch, store
         shipped = [seq for seq in batch.sequences if ships_queries(seq, shape)]
         others = [seq for seq in batch.sequences if not ships_queries(seq, shape)]
-        self._pass_q = PassQ(shipped, store, comm, kernels.partial) if shipped else None
+        self._pass_q = (
+            PassQ(shipped, store, comm, kernels, batch.slots_T.device) if shipped else None
+        )
         self._ring = RingPrefill(others, store, comm, kernels.partial) if others else None
         packets = Packets(comm, eager=not config.pipeline)
         self.sparse = [

@@ -3,9 +3,12 @@
 Suffixes: N rows, H query heads, D head dim.
 """
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
-from csps.attention.backends import Partial
+from csps.attention.backends import DecodeRows, Partial
 from csps.attention.kv import KVStore
 from csps.attention.merge import merge_into
 from csps.attention.shards import Run
@@ -36,3 +39,23 @@ def attend_runs(
     for run in runs[1:]:
         merge_into(acc_NHD, lse_NH, *partial(q_NHD, *store.view(layer, run), causal=False))
     return acc_NHD, lse_NH
+
+
+class RowByRow:
+    """`PagedDecode` with one call of `partial` per row and run."""
+
+    def __init__(self, partial: Partial) -> None:
+        self._partial = partial
+
+    def __call__(self, store: KVStore, shards: Sequence[tuple[Run, ...]]) -> DecodeRows:
+        def attend(layer: int, q_NHD: Tensor, o_NHD: Tensor, lse_NH: Tensor) -> None:
+            for row, runs in enumerate(shards):
+                one = slice(row, row + 1)
+                if runs:
+                    o_NHD[one], lse_NH[one] = attend_runs(
+                        self._partial, store, layer, q_NHD[one], runs
+                    )
+                else:
+                    o_NHD[one], lse_NH[one] = 0.0, -torch.inf
+
+        return attend

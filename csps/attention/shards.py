@@ -97,12 +97,13 @@ class DecodeBatch:
 
     Row i of the batch is one token; `shards[i]` its sequence's keys on this rank, the
     row's own included. `shipped[p]`: rows whose queries go to rank p, which holds some of
-    their KV, int64. `answered[p]`: shards here that rank p's queries want, in p's row order.
+    their KV, int64 on the host. `answered[p]`: shards here that rank p's queries want, in p's
+    row order.
     """
 
     shards: tuple[tuple[Run, ...], ...]
     slots_T: Tensor
-    shipped: dict[int, Tensor]
+    shipped: dict[int, np.ndarray]
     answered: dict[int, tuple[tuple[Run, ...], ...]]
 
 
@@ -128,14 +129,15 @@ class HeadsBatch:
 
 @dataclass(frozen=True, slots=True)
 class HelixBatch:
-    """One decode step of which every rank has all rows.
+    """One decode step of which every rank has all `num_rows` rows.
 
-    `held[p]`: rows whose sequences have KV on rank p, int64; `shards`: of those held here, their
-    keys, the row's own included where it is written here. `written_T`: rows whose K and V belong
-    here, `slots_T` where; int64.
+    `held[p]`: rows whose sequences have KV on rank p, int64 on the host; `shards`: of those held
+    here, their keys, the row's own included where it is written here. `written_T`: rows whose K
+    and V belong here, `slots_T` where; int64.
     """
 
-    held: tuple[Tensor, ...]
+    num_rows: int
+    held: tuple[np.ndarray, ...]
     shards: tuple[tuple[Run, ...], ...]
     written_T: Tensor
     slots_T: Tensor

@@ -1,50 +1,80 @@
 """Queries travel to the KV and partial outputs come back: what decode and pass-Q share.
 
-Suffixes: T rows, N shipped rows, H query heads, D head dim.
+Suffixes: T rows, N rows asked for here, M shipped rows, H query heads, D head dim, B bytes.
 """
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from csps.attention.merge import merge_into, pack, packed_row_bytes, unpack
+from csps.attention.backends import Merge
+from csps.attention.merge import packed_row_bytes, unpack
 from csps.parallel.collectives import SequenceComm
 
-Output = tuple[Tensor, Tensor]  # (o [.., H, D], lse [.., H] fp32)
+Fill = Callable[[Tensor, Tensor], None]  # fills o [.., H, D] and lse [.., H] fp32
 
 
-def ship_queries(
-    comm: SequenceComm,
-    q_THD: Tensor,
-    shipped: Mapping[int, Tensor],
-    num_asked: Mapping[int, int],
-    attend_here: Callable[[], Output],
-    answer: Callable[[int, Tensor], Output],
-) -> Tensor:
-    """o fp32 [T, H, D]: rows attended here, merged with what the peers in `shipped` answer.
+class QueryExchange:
+    """The rows of one step whose queries travel; the same in every layer."""
 
-    `shipped[p]`: rows that rank p has keys for, int64; `num_asked[p]`: rows that it ships here.
-    `attend_here()`: (o fp32, lse) of all rows over the keys here, while queries travel.
-    `answer(p, q [N, H, D])`: (o in q's dtype, lse) of a peer's rows over the keys here.
-    Collective over the ranks that ship to each other.
-    """
-    num_heads, head_dim = q_THD.shape[1:]
-    asked = {peer: q_THD.new_empty(num, num_heads, head_dim) for peer, num in num_asked.items()}
-    outgoing = {peer: q_THD[rows] for peer, rows in shipped.items()}
-    queries = comm.exchange("query", outgoing, asked)
-    acc_THD, lse_TH = attend_here()
-    queries.wait()
-    answers = {peer: pack(*answer(peer, q_NHD)) for peer, q_NHD in asked.items()}
-    row_bytes = packed_row_bytes(num_heads, head_dim, q_THD.element_size())
-    replies = {
-        peer: q_THD.new_empty(len(rows), row_bytes, dtype=torch.uint8)
-        for peer, rows in shipped.items()
-    }
-    comm.exchange("partial", answers, replies).wait()
-    for peer, rows in shipped.items():
-        o_NHD, part_NH = unpack(replies[peer], num_heads, head_dim, q_THD.dtype)
-        merged_NHD, merged_NH = acc_THD[rows], lse_TH[rows]
-        merge_into(merged_NHD, merged_NH, o_NHD, part_NH)
-        acc_THD[rows], lse_TH[rows] = merged_NHD, merged_NH
-    return acc_THD
+    def __init__(
+        self,
+        comm: SequenceComm,
+        merge: Merge,
+        *,
+        shipped: Mapping[int, np.ndarray],
+        num_asked: Mapping[int, int],
+        num_rows: int,
+        device: torch.device,
+    ) -> None:
+        """`shipped[p]`: rows that rank p has keys for, int64; `num_asked[p]`: rows it ships here.
+
+        Row numbers are below `num_rows`.
+        """
+        self._comm = comm
+        self._num_asked = num_asked
+        self._num_shipped = {peer: len(rows) for peer, rows in shipped.items()}
+        rows_M = np.concatenate([np.empty(0, np.int64), *shipped.values()])
+        self._rows_M = torch.from_numpy(rows_M).to(device)
+        self._merge = merge(list(shipped.values()), num_rows, device)
+
+    def __call__(
+        self, q_THD: Tensor, attend_here: Fill, answer: Callable[[Tensor, Tensor, Tensor], None]
+    ) -> Tensor:
+        """o [T, H, D] in q's dtype: rows attended here, merged with what the peers answer.
+
+        `attend_here(o fp32, lse)`: all rows over the keys here, while queries travel.
+        `answer(q [N, H, D], o in q's dtype, lse)`: the peers' rows, in the order of `num_asked`,
+        over the keys here. Collective over the ranks that ship to each other.
+        """
+        num_heads, head_dim = q_THD.shape[1:]
+        asked_NHD = q_THD.new_empty(sum(self._num_asked.values()), num_heads, head_dim)
+        queries = self._comm.exchange(
+            "query",
+            _by_peer(q_THD[self._rows_M], self._num_shipped),
+            _by_peer(asked_NHD, self._num_asked),
+        )
+        o_THD = torch.empty(q_THD.shape, dtype=torch.float32, device=q_THD.device)
+        lse_TH = o_THD.new_empty(o_THD.shape[:2])
+        attend_here(o_THD, lse_TH)
+        queries.wait()
+        # Partial outputs travel in the model's dtype.
+        row_bytes = packed_row_bytes(num_heads, head_dim, q_THD.element_size())
+        answers_NB = q_THD.new_empty(len(asked_NHD), row_bytes, dtype=torch.uint8)
+        answer(asked_NHD, *unpack(answers_NB, num_heads, head_dim, q_THD.dtype))
+        replies_MB = q_THD.new_empty(len(self._rows_M), row_bytes, dtype=torch.uint8)
+        self._comm.exchange(
+            "partial",
+            _by_peer(answers_NB, self._num_asked),
+            _by_peer(replies_MB, self._num_shipped),
+        ).wait()
+        out_THD = q_THD.new_empty(q_THD.shape)
+        self._merge(replies_MB, out_THD, (o_THD, lse_TH))
+        return out_THD
+
+
+def _by_peer(rows: Tensor, sizes: Mapping[int, int]) -> dict[int, Tensor]:
+    """Rows of each peer, which lie behind one another, without a copy."""
+    return dict(zip(sizes, rows.split(list(sizes.values())), strict=True)) if sizes else {}

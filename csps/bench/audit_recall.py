@@ -16,9 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from csps.attention.backends import Kernels
-from csps.attention.backends.block_sparse_cpu import BlockSparseCpu
-from csps.attention.backends.torch_cpu import DiagonalCpu, TorchCpu
+from csps.attention.backends.torch_cpu import cpu_kernels
 from csps.attention.prefill import PrefillAttention
 from csps.attention.shards import PrefillBatch, SparseSequence
 from csps.attention.transfer import KVShape
@@ -99,12 +97,7 @@ class Auditor:
             dtype=dtype,
             device=CPU,
         )
-        upcast = upcasts(dtype, CPU)
-        self._kernels = Kernels(
-            TorchCpu(upcast=upcast),
-            BlockSparseCpu(upcast=upcast, num_threads=num_threads),
-            DiagonalCpu(upcast=upcast),
-        )
+        self._kernels = cpu_kernels(upcast=upcasts(dtype, CPU), num_threads=num_threads)
         groups = dict.fromkeys(Lane, LaneGroups(None, None, None))
         mesh = Mesh(sp=1, tp=1, s=0, t=0, device=CPU, lanes=groups)
         self._comm = SequenceComm(mesh, Lane.PREFILL, CommClock())

@@ -218,10 +218,7 @@ def decode_batch(
     return DecodeBatch(
         shards=tuple(shards),
         slots_T=torch.tensor(slots, dtype=torch.int64, device=device),
-        shipped={
-            peer: torch.tensor(rows, dtype=torch.int64, device=device)
-            for peer, rows in shipped.items()
-        },
+        shipped={peer: np.array(rows, dtype=np.int64) for peer, rows in shipped.items()},
         answered={peer: tuple(runs) for peer, runs in answered.items()},
     )
 
@@ -257,9 +254,10 @@ def helix_batch(
             written.append(row)
             slots += table.slots(work.start, work.stop)
 
-    def tensor(rows: list[int]) -> Tensor:
-        return torch.tensor(rows, dtype=torch.int64, device=device)
-
     return HelixBatch(
-        tuple(tensor(rows) for rows in held), tuple(shards), tensor(written), tensor(slots)
+        num_rows=len(plan.work),
+        held=tuple(np.array(rows, dtype=np.int64) for rows in held),
+        shards=tuple(shards),
+        written_T=torch.tensor(written, dtype=torch.int64, device=device),
+        slots_T=torch.tensor(slots, dtype=torch.int64, device=device),
     )

@@ -66,7 +66,7 @@ class TokensAttention:
         tokens = token_batch(plan, self.rank, self.device)
         if plan.lane is Lane.DECODE:
             shards = decode_batch(plan, tables, self.rank, self.num_ranks, self.device)
-            ship = QueryShip(shards, self.pool, lane.sequence, self.kernels.partial)
+            ship = QueryShip(shards, self.pool, lane.sequence, self.kernels)
             return StepInputs(tokens, ship)
         batch = prefill_batch(plan, tables, self.rank, self.num_ranks, self.device)
         attention = PrefillAttention(
@@ -84,7 +84,7 @@ class TokensAttention:
     def _helix(self, plan: StepPlan, tables: Tables, lane: LaneEngine) -> StepInputs:
         assert plan.lane is Lane.DECODE, "prompts are split by tokens"
         batch = helix_batch(plan, tables, self.rank, self.num_ranks, self.device)
-        attention = Helix(batch, self.pool, lane.sequence, self.kernels.partial, self.heads)
+        attention = Helix(batch, self.pool, lane.sequence, self.kernels, self.heads)
         return StepInputs(token_batch(plan, None, self.device), attention)
 
 
@@ -100,7 +100,7 @@ class HeadsSharded:
     def inputs(self, plan: StepPlan, tables: Tables, lane: LaneEngine) -> StepInputs:
         tokens = token_batch(plan, None, self.device)
         batch = heads_batch(plan, tables, self.device)
-        attention = HeadsAttention(batch, self.pool, self.kernels.partial)
+        attention = HeadsAttention(batch, self.pool, self.kernels)
         num_ranks, rank = lane.sequence.size, lane.sequence.rank
         if plan.layout is Layout.TP or num_ranks == 1:
             return StepInputs(tokens, attention)

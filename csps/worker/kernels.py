@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from csps.attention.backends import Kernels, PageLists, torch_cuda
-from csps.attention.backends.block_sparse_cpu import BlockSparseCpu
-from csps.attention.backends.torch_cpu import DiagonalCpu, TorchCpu
+from csps.attention.backends.torch_cpu import cpu_kernels
 from csps.attention.transfer import KVShape
 from csps.core.config import AttentionBackend
 from csps.core.errors import ConfigError
@@ -59,15 +58,7 @@ def torch_kernels(dtype: torch.dtype, device: torch.device, *, num_threads: int)
     """torch's fused attention on `device`."""
     if device.type == "cuda":
         return torch_cuda.KERNELS
-    return _cpu_kernels(upcast=upcasts(dtype, device), num_threads=num_threads)
-
-
-def _cpu_kernels(*, upcast: bool, num_threads: int) -> Kernels:
-    return Kernels(
-        partial=TorchCpu(upcast=upcast),
-        block_sparse=BlockSparseCpu(upcast=upcast, num_threads=num_threads),
-        diagonal=DiagonalCpu(upcast=upcast),
-    )
+    return cpu_kernels(upcast=upcasts(dtype, device), num_threads=num_threads)
 
 
 def _triton_kernels(shape: KVShape, device: torch.device) -> Kernels:
@@ -96,7 +87,7 @@ def _try_out(kernels: Kernels, shape: KVShape, device: torch.device) -> None:
         for heads in (shape.group_size, 1, 1)
     )
     expected = _run_each(
-        _cpu_kernels(upcast=False, num_threads=1), *(x.float() for x in (q_THD, k_T1D, v_T1D))
+        cpu_kernels(upcast=False, num_threads=1), *(x.float() for x in (q_THD, k_T1D, v_T1D))
     )
     got = _run_each(kernels, *(x.to(device) for x in (q_THD, k_T1D, v_T1D)))
     for one, other in zip(got, expected, strict=True):

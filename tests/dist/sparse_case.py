@@ -10,9 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from csps.attention.backends import Kernels
-from csps.attention.backends.block_sparse_cpu import BlockSparseCpu
-from csps.attention.backends.torch_cpu import DiagonalCpu, TorchCpu
+from csps.attention.backends.torch_cpu import cpu_kernels
 from csps.attention.prefill import PrefillAttention
 from csps.attention.transfer import KVShape
 from csps.core.attention import AttentionKind, AttentionParams, CsaConfig, SparseReport
@@ -122,11 +120,7 @@ def attend(mesh: Mesh, case: Case) -> Answer:
     pool.flat_values.fill_(torch.nan)
     clock = CommClock()
     comm = SequenceComm(mesh, Lane.PREFILL, clock)
-    kernels = Kernels(
-        TorchCpu(upcast=False),
-        BlockSparseCpu(upcast=False, num_threads=case.num_threads),
-        DiagonalCpu(upcast=False),
-    )
+    kernels = cpu_kernels(upcast=False, num_threads=case.num_threads)
     shape = KVShape(
         case.block_size, num_heads // num_kv_heads, dim, torch.float32, case.config.wire
     )

@@ -1,9 +1,14 @@
-"""Kernels behind interfaces: contiguous keys, pages, and the diagonal of tiles."""
+"""Kernels behind interfaces: contiguous keys, pages, the diagonal of tiles, decode, its merge."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
+
+from csps.attention.kv import KVStore
+from csps.attention.shards import Run
 
 
 class Partial(Protocol):
@@ -62,9 +67,59 @@ class Diagonal(Protocol):
         ...
 
 
+class DecodeRows(Protocol):
+    """Rows of one step, each a token with its shard; the same in every layer."""
+
+    def __call__(self, layer: int, q_NHD: Tensor, o_NHD: Tensor, lse_NH: Tensor) -> None:
+        """Fill o [N, H, D] (fp32 or q's dtype) and lse [N, H] (fp32, natural log).
+
+        Rows of q, o and lse may lie apart, what is in a row may not. A row without keys has
+        o = 0 and lse = -inf. Scale is 1 / sqrt(D).
+        """
+        ...
+
+
+class PagedDecode(Protocol):
+    """Attention of single tokens over the pages of their shards, in a store."""
+
+    def __call__(self, store: KVStore, shards: Sequence[tuple[Run, ...]]) -> DecodeRows:
+        """Prepare a step's rows: the work that all layers share is done here, once.
+
+        Row i attends to `shards[i]`. A run begins with a page; only the last may end inside one.
+        """
+        ...
+
+
+class MergeRows(Protocol):
+    """Merge of one step's partial outputs; the same in every layer."""
+
+    def __call__(
+        self, message_MB: Tensor, out_THD: Tensor, own: tuple[Tensor, Tensor] | None
+    ) -> None:
+        """Fill out [T, H, D] from packed rows (csps.attention.merge) of out's dtype.
+
+        The sources' rows lie behind one another in `message_MB`. `own`: (o [T, H, D] fp32,
+        lse [T, H] fp32) of all rows, o = 0 where it saw no key; merged with them and possibly
+        overwritten. A row that nobody has keys for has out = 0.
+        """
+        ...
+
+
+class Merge(Protocol):
+    """Exact merge of packed partial outputs (see csps.attention.merge)."""
+
+    def __call__(
+        self, rows_by_source: Sequence[np.ndarray], num_rows: int, device: torch.device
+    ) -> MergeRows:
+        """Prepare a step: source s answers for rows_by_source[s], int64, each below num_rows."""
+        ...
+
+
 class Kernels(NamedTuple):
     """What one device attends with."""
 
     partial: Partial
     block_sparse: BlockSparse
     diagonal: Diagonal
+    paged_decode: PagedDecode
+    merge: Merge

@@ -6,6 +6,11 @@ Suffixes: T rows, L keys, H query heads, K KV heads, D head dim.
 import torch
 from torch import Tensor
 
+from csps.attention.backends import Kernels
+from csps.attention.backends.block_sparse_cpu import BlockSparseCpu
+from csps.attention.merge import merge_rows
+from csps.attention.runs import RowByRow
+
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 # From this many rows on, converting K and V once is cheaper than in every block of rows.
@@ -58,3 +63,15 @@ class DiagonalCpu:
         if not len(q_IGBD):
             return q_IGBD, q_IGBD.new_empty(q_IGBD.shape[:3], dtype=torch.float32)
         return _flash(q_IGBD, k_IBD.unsqueeze(1), v_IBD.unsqueeze(1), 0.0, True)
+
+
+def cpu_kernels(*, upcast: bool, num_threads: int) -> Kernels:
+    """All of them; `upcast` and `num_threads` as in BlockSparseCpu."""
+    partial = TorchCpu(upcast=upcast)
+    return Kernels(
+        partial=partial,
+        block_sparse=BlockSparseCpu(upcast=upcast, num_threads=num_threads),
+        diagonal=DiagonalCpu(upcast=upcast),
+        paged_decode=RowByRow(partial),
+        merge=merge_rows,
+    )

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from csps.attention.backends import Kernels, PageLists
+from csps.attention.merge import merge_rows
+from csps.attention.runs import RowByRow
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention
 
@@ -45,4 +47,10 @@ def diagonal(q_IGBD: Tensor, k_IBD: Tensor, v_IBD: Tensor) -> tuple[Tensor, Tens
     return _flash(q_IGBD, k, v, 0.0, True, False)[:2]
 
 
-KERNELS = Kernels(partial=partial, block_sparse=block_sparse, diagonal=diagonal)
+KERNELS = Kernels(
+    partial=partial,
+    block_sparse=block_sparse,
+    diagonal=diagonal,
+    paged_decode=RowByRow(partial),
+    merge=merge_rows,
+)
