@@ -14,6 +14,9 @@ from torch import Tensor
 
 from csps.attention.backends import Kernels, PageLists, torch_cuda
 from csps.attention.backends.torch_cpu import cpu_kernels
+from csps.attention.int8 import quantize
+from csps.attention.score import BlockKeys
+from csps.attention.select import Rows
 from csps.attention.transfer import KVShape
 from csps.core.config import AttentionBackend
 from csps.core.errors import ConfigError
@@ -103,7 +106,12 @@ def _run_each(kernels: Kernels, q_THD: Tensor, k_T1D: Tensor, v_T1D: Tensor) -> 
     lists = PageLists(np.array([0, 1]), np.array([0]))
     sparse = kernels.block_sparse(q_1GTD.flatten(1, 2), k_1TD, v_1TD, lists)
     diagonal = kernels.diagonal(q_1GTD, k_1TD, v_1TD)
-    return [*causal, *last, *sparse, *diagonal]
+    probes = Rows(*quantize(q_1GTD[:, :1, :0]), q_1GTD[:, :1])
+    positions = np.arange(len(k_T1D))[None, None]
+    scores = kernels.score(
+        probes, positions, np.array([0]), BlockKeys(k_1TD, np.array([[0]])), np.array([0])
+    )
+    return [*causal, *last, *sparse, *diagonal, scores.lse]
 
 
 def _one_line(error: Exception) -> str:
