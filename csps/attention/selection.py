@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from csps.attention.backends import RowScores, Score
 from csps.attention.means import keys_per_mean, mass_by_means, mean_keys
 from csps.attention.recall import Outcome, Verdict, judge, recall_of, widened
-from csps.attention.score import BlockKeys, Scores, score_rows
+from csps.attention.score import BlockKeys
 from csps.attention.select import Rows, RowSampler, keep_by_distance, keep_by_mass, visible_blocks
 from csps.attention.shards import SparseSequence
 from csps.core.attention import AttentionKind, CsaConfig, Estimate
@@ -64,16 +65,17 @@ class Selection:
         sight: Sight,
         sampler: RowSampler,
         packets: Packets,
+        score: Score,
         config: CsaConfig,
         layer: int,
         first_head: int,
     ) -> None:
         self._seq, self._sight, self._sampler = seq, sight, sampler
-        self._packets, self._config = packets, config
+        self._packets, self._score_rows, self._config = packets, score, config
         self._layer, self._first_head = layer, first_head
         self._me = packets.rank
         self._peers = tuple(rank for rank in sight.ranks if rank != self._me)
-        self._scores: dict[int, Scores] = {}
+        self._scores: dict[int, RowScores] = {}
 
     def post_rows(self, q_NBKGD: Tensor, keys: BlockKeys) -> None:
         """Sample this rank's tiles and send the rows to the owners of what they see.
@@ -235,7 +237,7 @@ class Selection:
         offsets = self._sampler.offsets(self._layer, tiles)
         positions = tiles[:, None] * self._seq.block_size + offsets
         blocks = self._sight.blocks[self._me]
-        self._scores[requester] = score_rows(rows, positions, tiles, self._keys, blocks)
+        self._scores[requester] = self._score_rows(rows, positions, tiles, self._keys, blocks)
 
     def _skip(self, requester: int, owner: int, other: int) -> int:
         """Tiles that see `owner` but not `other`: `other` needs no log-sum-exp of them."""

@@ -80,6 +80,7 @@ class SparseLayer:
             context.sight,
             context.sampler,
             context.packets,
+            context.kernels.score,
             context.config,
             self._layer,
             context.first_head,

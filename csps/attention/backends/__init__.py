@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from csps.attention.kv import KVStore
+from csps.attention.score import BlockKeys
+from csps.attention.select import Rows
 from csps.attention.shards import Run
 
 
@@ -115,11 +117,46 @@ class Merge(Protocol):
         ...
 
 
+class RowScores(Protocol):
+    """What sampled rows of N tiles see of one owner's J blocks."""
+
+    @property
+    def lse(self) -> Tensor:
+        """[K, N, R] fp32, natural log, rows that choose before probes; -inf without a key."""
+        ...
+
+    def masses(self, total_lse_KNR: Tensor, num_chosen: int) -> tuple[Tensor, Tensor]:
+        """By block, fp32: the mean of the rows that choose [K, N, J], each probe's [K, N, J, E].
+
+        `total_lse`: over the keys of all owners.
+        """
+        ...
+
+
+class Score(Protocol):
+    """Scores of sampled rows against one owner's keys (csps.attention.score)."""
+
+    def __call__(
+        self,
+        rows: Rows,
+        positions_KNR: np.ndarray,
+        tiles_N: np.ndarray,
+        keys: BlockKeys,
+        blocks_J: np.ndarray,
+    ) -> RowScores:
+        """Score a requester's rows of `tiles` against the keys of `blocks`; both ascend.
+
+        Keys behind a row's position do not count. Probes are exact up to rounding.
+        """
+        ...
+
+
 class Kernels(NamedTuple):
     """What one device attends with."""
 
     partial: Partial
     block_sparse: BlockSparse
     diagonal: Diagonal
+    score: Score
     paged_decode: PagedDecode
     merge: Merge

@@ -10,6 +10,7 @@ from csps.attention.backends import Kernels
 from csps.attention.backends.block_sparse_cpu import BlockSparseCpu
 from csps.attention.merge import merge_rows
 from csps.attention.runs import RowByRow
+from csps.attention.score import score_rows
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
@@ -72,6 +73,7 @@ def cpu_kernels(*, upcast: bool, num_threads: int) -> Kernels:
         partial=partial,
         block_sparse=BlockSparseCpu(upcast=upcast, num_threads=num_threads),
         diagonal=DiagonalCpu(upcast=upcast),
+        score=score_rows,
         paged_decode=RowByRow(partial),
         merge=merge_rows,
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 from csps.attention.backends import Kernels, PageLists
 from csps.attention.merge import merge_rows
 from csps.attention.runs import RowByRow
+from csps.attention.score import score_rows
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention
 
@@ -51,6 +52,7 @@ KERNELS = Kernels(
     partial=partial,
     block_sparse=block_sparse,
     diagonal=diagonal,
+    score=score_rows,
     paged_decode=RowByRow(partial),
     merge=merge_rows,
 )
