@@ -18,7 +18,7 @@ STAMP := $(VENV)/.installed-$(BUILD)
 WHAT_cpu := --constraint constraints-cpu.txt --editable '.[dev]'
 WHAT_gpu := --editable '.[gpu,dev]'
 
-.PHONY: help setup demo serve test lint type proto clean
+.PHONY: help setup demo serve test test-gpu lint type proto clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +44,9 @@ serve: setup ## Serve a model: make serve ARGS="--model DIR --workers 2"
 
 test: setup ## Run all tests, as CI does
 	$(BIN)/python -m pytest
+
+test-gpu: setup ## Run the kernels' tests: on a GPU where there is one, else in an interpreter
+	$(BIN)/python -m pytest tests/kernels
 
 lint: setup ## ruff (rules and format), mypy, import directions
 	$(BIN)/ruff check .
