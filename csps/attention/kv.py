@@ -32,6 +32,10 @@ class KVStore(Protocol):
         """Flat pages where the given blocks of a KV head are staged; int64."""
         ...
 
+    def pages(self, layer: int) -> tuple[Tensor, Tensor]:
+        """K and V [K, pages, block size, D] of all pages of a layer, without a copy."""
+        ...
+
     def gather(self, layer: int, runs: tuple[Run, ...]) -> tuple[Tensor, Tensor]:
         """K and V [L, K, D] of runs in order; a view where there is only one."""
         ...

@@ -46,6 +46,8 @@ class KVPool:
         shape = (num_layers, num_kv_heads, num_pages * block_size, head_dim)
         self._keys = self.flat_keys[:resident].view(shape)
         self._values = self.flat_values[:resident].view(shape)
+        keys, values = (x.unflatten(2, (num_pages, block_size)) for x in (self._keys, self._values))
+        self._pages = list(zip(keys.unbind(), values.unbind(), strict=True))
 
     def write(self, layer: int, slots_T: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> None:
         """Store new tokens' K and V at their slots (int64)."""
@@ -59,6 +61,10 @@ class KVPool:
             self._keys[layer, :, slots].transpose(0, 1),
             self._values[layer, :, slots].transpose(0, 1),
         )
+
+    def pages(self, layer: int) -> tuple[Tensor, Tensor]:
+        """K and V [K, pages, block size, D] of all pages of a layer, without a copy."""
+        return self._pages[layer]
 
     def gather(self, layer: int, runs: tuple[Run, ...]) -> tuple[Tensor, Tensor]:
         """K and V [L, K, D] of runs in order; a view where there is only one."""
