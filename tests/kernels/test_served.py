@@ -1,0 +1,50 @@
+"""A prompt served on the Triton kernels: what torch's would answer, dense and sparse."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from csps.core.attention import AttentionKind, AttentionParams, CsaConfig
+from csps.core.config import AttentionBackend
+from csps.core.request import SamplingParams
+from tests.checkpoints import write_tiny
+from tests.dist.ranks import Job, Request, run_ranks, serve
+
+SPARSE = AttentionParams(AttentionKind.CSA, gamma=0.6, seed=7)
+# So that a low gamma is not corrected away.
+LENIENT = CsaConfig(min_recall=0.0, min_recall_p5=0.0, max_density=1.0)
+
+
+def test_equal_to_torch(tmp_path: Path, monkeypatch) -> None:
+    """On 2 ranks: same tokens, and K and V of all layers, which follow from the attention."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # ranks are processes, and run on the CPU
+    model = write_tiny("llama", tmp_path, num_hidden_layers=2)
+    generator = torch.Generator().manual_seed(0)
+    prompts = [tuple(torch.randint(3, 160, (n,), generator=generator).tolist()) for n in (7, 150)]
+    sampling = SamplingParams(max_tokens=2, ignore_eos=True)
+    requests = (
+        Request(prompts[0], sampling),
+        Request(prompts[1], sampling),
+        Request(prompts[1], sampling, attention=SPARSE),
+    )
+    by_backend = {
+        backend: run_ranks(
+            2,
+            serve,
+            Job(
+                model,
+                requests,
+                block_size=16,
+                stage_tokens=512,
+                csa=LENIENT,
+                attention_backend=backend,
+            ),
+        )
+        for backend in (AttentionBackend.TORCH, AttentionBackend.TRITON)
+    }
+    for torch_rank, triton_rank in zip(*by_backend.values(), strict=True):
+        assert triton_rank.outputs == torch_rank.outputs
+        np.testing.assert_allclose(triton_rank.kv, torch_rank.kv, rtol=1e-3, atol=1e-4)
+        (report, *_) = [r for result in torch_rank.results for r in result.sparse]
+        assert report.kept_pairs < report.causal_pairs
