@@ -1,14 +1,10 @@
 """Kernels run on a GPU where there is one, else in Triton's interpreter, and then not in bf16:
 there it silently computes garbage."""
 
-import os
 from importlib.util import find_spec
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
 
 collect_ignore_glob = [] if find_spec("triton") else ["test_*.py"]
 
