@@ -151,16 +151,27 @@ def calibrate(folders: Sequence[Path], name: str) -> str:
     models = {info.model for found in runs.values() for info, _ in found}
     if len(models) > 1:
         raise ConfigError(f"the runs are of several models: {', '.join(sorted(models))}")
-    sources = [info.name for found in runs.values() for info, _ in found]
+    infos = [info for found in runs.values() for info, _ in found]
+    sources = [info.name for info in infos]
     lines = [
         'kind = "calibrated"',
         f'name = "{name}"',
         f'model = "{models.pop()}"',
-        f'source = "csps calibrate, from steps of live runs: {"; ".join(sources)}"',
+        f'source = "csps calibrate, from steps of live runs{_where(infos)}: {"; ".join(sources)}"',
     ]
     for strategy, found in runs.items():
         lines += _server_lines(strategy, found)
     return "\n".join(lines) + "\n"
+
+
+def _where(infos: Iterable[RunInfo]) -> str:
+    """The machines and commits of runs that name theirs."""
+    known = {
+        f"{info.machine['cpu']}, {info.machine['cores']} cores, commit {info.commit}"
+        for info in infos
+        if info.machine is not None
+    }
+    return f" ({'; '.join(sorted(known))})" if known else ""
 
 
 def _server(info: RunInfo) -> tuple[object, ...]:
