@@ -141,3 +141,12 @@ def test_runs_of_two_servers_do_not_mix(tmp_path: Path) -> None:
     two = live_run(tmp_path / "two", replace(INFO, ranks=4))
     with pytest.raises(ConfigError, match="two: another server"):
         calibrate([one, two], "here")
+
+
+@pytest.mark.parametrize("strategy", Strategy)
+def test_the_cluster_that_was_measured(strategy: Strategy) -> None:
+    """The shipped file has every strategy, and a prompt of 4,000 tokens takes it seconds."""
+    asked = [request(0.0, 4000, 20, 0), request(1.0, 100, 20, 5000)]
+    result = simulate(trace(asked), load_cluster("cpu2"), MODEL, SimConfig(strategy=strategy))
+    assert all(row.output_tokens == 20 for row in result.requests)
+    assert 1.0 < result.summary()["latency"]["ttft_s"]["mean"] < 60.0

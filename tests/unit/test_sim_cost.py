@@ -134,7 +134,7 @@ def test_networks_between_nodes_are_shared() -> None:
 
 
 def test_every_shipped_file_can_be_read() -> None:
-    assert {"a100x8", "a100x32", "h200x8"} <= set(shipped("clusters"))
+    assert {"a100x8", "a100x32", "h200x8", "cpu2"} <= set(shipped("clusters"))
     for name in shipped("clusters"):
         assert load_cluster(name).name == name
     for name in shipped("models"):
