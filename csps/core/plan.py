@@ -36,9 +36,8 @@ class Targets(NamedTuple):
     token_ids: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """Tokens of one sequence that a step computes.
+class Work(NamedTuple):
+    """Tokens of one sequence that a step computes. A tuple: a server makes one for each token.
 
     `slices` cover [start, start + len(token_ids)) in position order. `new_extents` are
     the blocks allocated since the sequence's last plan. `sampling` stands in the first

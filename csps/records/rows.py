@@ -99,9 +99,12 @@ def to_json(row: RequestRow | StepRow) -> str:
     lists = []
     for name in _NAMES[type(row)]:
         value = getattr(row, name)
-        if value.__class__ is float:
+        kind = value.__class__
+        if kind is int or value is None:  # most of them
+            values[name] = value
+        elif kind is float:
             values[name] = round(value, 6)
-        elif isinstance(value, tuple) and float in set(map(type, value)):
+        elif kind is tuple and float in set(map(type, value)):
             # One format for all of them: steps of many ranks are little else.
             form = "%.3f" if name.endswith("_ms") else "%.6f"
             lists.append(f',"{name}":[' + ",".join([form] * len(value)) % value + "]")

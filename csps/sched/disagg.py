@@ -20,7 +20,7 @@ from csps.core.plan import Lane, Work
 from csps.core.shards import Extent
 from csps.sched.config import SchedulerConfig
 from csps.sched.growth import grow
-from csps.sched.packing import Candidate, Start, StepPacker, prefill_order, waiting_candidate
+from csps.sched.packing import Candidate, Start, StepPacker, stage_candidate, waiting_candidate
 from csps.sched.prefix_cache import Prefix
 from csps.sched.scheduler import Scheduler
 from csps.sched.sequence import Sequence, SequenceStatus
@@ -59,17 +59,14 @@ class DisaggScheduler(Scheduler):
         has_room = True  # until a waiting sequence finds no slot or no KV
         candidates = self._queue.copy()
         for seq in self._prefilling:
-            insort(candidates, Candidate(prefill_order(seq, self.config.ageing), 0, True, seq))
-        under_way = len(self._prefilling)
-        for candidate in candidates:
-            if packer.full or not (has_room or under_way):
-                break
-            seq = candidate.seq
+            insort(candidates, stage_candidate(seq, self.config))
+        for _, num_tokens, split, seq in candidates:
+            if num_tokens > packer.room[split]:  # most of a long queue
+                continue
             if seq.status is SequenceStatus.PREFILLING:
-                under_way -= 1
-                if packer.continue_stage(seq.stages[0]):
-                    work.append(self._next_stage(seq))
-            elif has_room and packer.fits(candidate):
+                packer.continue_stage(seq.stages[0])
+                work.append(self._next_stage(seq))
+            elif has_room:
                 start = None
                 if self._free_slots and not self._lacks_kv(seq):
                     start = packer.find_start(seq.num_tokens, self._find_prefix(seq))

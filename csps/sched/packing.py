@@ -17,6 +17,7 @@ stage. In this order:
   on.
 """
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -33,24 +34,6 @@ from csps.sched.placement import (
 )
 from csps.sched.prefix_cache import NO_PREFIX, Prefix
 from csps.sched.sequence import Sequence
-
-
-class TokenBudget:
-    """New tokens of one kind in a step. The first item always fits, or it never would."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._used = 0
-
-    @property
-    def full(self) -> bool:
-        return self._used >= self._limit
-
-    def fits(self, num_tokens: int) -> bool:
-        return self._used == 0 or self._used + num_tokens <= self._limit
-
-    def take(self, num_tokens: int) -> None:
-        self._used += num_tokens
 
 
 class Start(NamedTuple):
@@ -72,32 +55,18 @@ class StepPacker:
         self._config = config
         self._ledger = ledger
         self._loads = [0] * config.num_ranks  # tokens each rank computes in this step
-        self._split = TokenBudget(config.stage_tokens)
-        self._whole = TokenBudget(config.stage_tokens)
+        # Tokens left for stages that stay whole and for those that are split. The first of a
+        # kind always fits, or it never would.
+        self.room: list[float] = [math.inf, math.inf]
 
-    @property
-    def full(self) -> bool:
-        return self._split.full and self._whole.full
-
-    def continue_stage(self, slices: tuple[Slice, ...]) -> bool:
-        """Take the next stage of a sequence that has its KV; False if tokens ran out."""
-        num_tokens = _num_tokens(slices)
-        if not self._split.fits(num_tokens):
-            return False
-        self._take(self._split, slices)
-        return True
+    def continue_stage(self, slices: tuple[Slice, ...]) -> None:
+        """Take the next stage of a sequence that has its KV, for which there is room."""
+        self._take(slices, split=True)
 
     def has_tokens(self, num_new: int) -> bool:
         """Whether a waiting sequence with `num_new` tokens to compute can start in this step."""
-        if is_split(num_new, self._config):
-            return not self._split.full and self._split.fits(
-                first_stage_tokens(num_new, self._config)
-            )
-        return self._whole.fits(num_new)
-
-    def fits(self, candidate: "Candidate") -> bool:
-        """Whether the step has tokens for a candidate's first stage."""
-        return (self._split if candidate.split else self._whole).fits(candidate.num_tokens)
+        num_tokens, split = _first_stage(num_new, self._config)
+        return num_tokens <= self.room[split]
 
     def find_start(self, num_tokens: int, prefix: Prefix) -> Start | None:
         """How a waiting sequence of `num_tokens` starts, None while it cannot.
@@ -145,11 +114,10 @@ class StepPacker:
 
     def start(self, start: Start) -> None:
         """Take the first stage of a sequence that starts."""
-        split = is_split(_num_tokens(start.slices), self._config)
-        self._take(self._split if split else self._whole, start.stages[0])
+        self._take(start.stages[0], is_split(_tokens_of(start.slices), self._config))
 
-    def _take(self, budget: TokenBudget, slices: tuple[Slice, ...]) -> None:
-        budget.take(_num_tokens(slices))
+    def _take(self, slices: tuple[Slice, ...], split: bool) -> None:
+        self.room[split] = min(self.room[split], self._config.stage_tokens) - _tokens_of(slices)
         for rank, num in enumerate(tokens_by_rank(slices, self._config.num_ranks)):
             self._loads[rank] += num
 
@@ -168,10 +136,18 @@ class Candidate(NamedTuple):
 
 def waiting_candidate(seq: Sequence, config: SchedulerConfig) -> Candidate:
     """It stands until the sequence starts, or finds more or less of its prefix cached."""
-    num_new = seq.num_left
+    return Candidate(prefill_order(seq, config.ageing), *_first_stage(seq.num_left, config), seq)
+
+
+def stage_candidate(seq: Sequence, config: SchedulerConfig) -> Candidate:
+    """The next stage of a sequence under way."""
+    return Candidate(prefill_order(seq, config.ageing), _tokens_of(seq.stages[0]), True, seq)
+
+
+def _first_stage(num_new: int, config: SchedulerConfig) -> tuple[int, bool]:
+    """Tokens of the first of `num_new` tokens' stages, and whether it is split."""
     split = is_split(num_new, config)
-    num_tokens = first_stage_tokens(num_new, config) if split else num_new
-    return Candidate(prefill_order(seq, config.ageing), num_tokens, split, seq)
+    return (first_stage_tokens(num_new, config) if split else num_new), split
 
 
 def prefill_order(seq: Sequence, ageing: float) -> tuple[float, int]:
@@ -185,5 +161,5 @@ def prefill_order(seq: Sequence, ageing: float) -> tuple[float, int]:
     return (seq.arrival * ageing + left, seq.arrival)
 
 
-def _num_tokens(slices: Iterable[Slice]) -> int:
+def _tokens_of(slices: Iterable[Slice]) -> int:
     return sum(piece.num_tokens for piece in slices)

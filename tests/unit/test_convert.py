@@ -150,7 +150,7 @@ def hide_others(plan: StepPlan, rank: int) -> StepPlan:
         for piece in item.slices:
             own = item.token_ids[piece.start - item.start : piece.stop - item.start]
             ids += own if piece.rank == rank else [0] * piece.num_tokens
-        work.append(replace(item, token_ids=tuple(ids)))
+        work.append(item._replace(token_ids=tuple(ids)))
     return replace(plan, work=tuple(work))
 
 
