@@ -23,7 +23,13 @@ from csps.cli.serve_flags import (
 from csps.cli.serve_run import run_server
 from csps.cli.terminal import start_logging
 from csps.core.attention import AttentionParams, CsaConfig
-from csps.core.config import AttentionBackend, DType, ServerConfig, WorkerSetup
+from csps.core.config import (
+    STAGE_TOKENS,
+    AttentionBackend,
+    DType,
+    ServerConfig,
+    WorkerSetup,
+)
 from csps.core.errors import ConfigError
 from csps.core.plan import Layout
 from csps.core.strategy import STRATEGIES, Strategy
@@ -116,12 +122,12 @@ def serve(
     stage_tokens: Annotated[
         int,
         typer.Option(
-            min=1,
+            min=0,
             help="csps, ring: new tokens of one prefill step. A short prompt waits for one step "
-            "at most.",
+            "at most. 0: 4,096 on GPUs, 1,024 on CPUs.",
             rich_help_panel=SCHEDULE,
         ),
-    ] = 4096,
+    ] = 0,
     token_budget: Annotated[
         int,
         typer.Option(
@@ -284,7 +290,7 @@ def serve(
             gpu_memory_utilization=parse_share("--gpu-memory-utilization", gpu_memory_utilization),
             step_tokens=step_tokens(
                 strategy,
-                stage_tokens=stage_tokens,
+                stage_tokens=stage_tokens or max(STAGE_TOKENS.values()),
                 long_tokens=long_tokens,
                 token_budget=token_budget,
                 max_running=max_running,

@@ -25,7 +25,7 @@ def server_info(
         tp=setup.tp,
         block_size=setup.block_size,
         blocks_per_rank=scheduler.config.pages_per_rank,
-        stage_tokens=config.stage_tokens,
+        stage_tokens=scheduler.config.stage_tokens,
         long_tokens=config.long_tokens,
         uptime_s=uptime_s,
         lanes=[_lane(lane, counters, config.num_ranks) for lane, counters in loop.counters.items()],

@@ -6,6 +6,7 @@ import importlib
 import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import grpc
@@ -27,7 +28,7 @@ from csps.coordinator.service import GenerationService
 from csps.coordinator.step_feed import StepFeed
 from csps.coordinator.step_log import StepLog
 from csps.coordinator.steps import row_builder
-from csps.core.config import ServerConfig, WorkerSetup
+from csps.core.config import STAGE_TOKENS, ServerConfig, WorkerSetup
 from csps.core.errors import ConfigError, UnavailableError
 from csps.rpc.fleet import Fleet
 from csps.rpc.http_metrics import MetricsServer
@@ -195,13 +196,17 @@ class Server:
     async def _frontend(
         self, model: ServedModel, fleet: Fleet, num_blocks: int, observers: Sequence[Observer]
     ) -> Frontend:
-        scheduler = make_scheduler(self._config, model.max_model_len, num_blocks)
-        layouts = await make_layouts(self._config, fleet, scheduler)
+        config = self._config
+        # The slowest device sets the pace of all.
+        stage_tokens = config.stage_tokens or min(STAGE_TOKENS[name] for name in fleet.devices)
+        config = replace(config, stage_tokens=stage_tokens)
+        scheduler = make_scheduler(config, model.max_model_len, num_blocks)
+        layouts = await make_layouts(config, fleet, scheduler)
         return Frontend(
             model,
             EngineLoop(scheduler, fleet, layouts, observers),
-            placement=self._config.setup.placement,
-            csa_min_tokens=self._config.csa_min_tokens,
+            placement=config.setup.placement,
+            csa_min_tokens=config.csa_min_tokens,
         )
 
     async def _open_public(

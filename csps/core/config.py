@@ -28,6 +28,11 @@ class AttentionBackend(StrEnum):
     TRITON = "triton"
 
 
+# New tokens of a prefill step, by what computes it, where nobody says how many: few enough that a
+# prompt that has just come waits for seconds at most, on a CPU of a few cores too.
+STAGE_TOKENS = {"cpu": 1024, "cuda": 4096}
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerSetup:
     """What every rank must agree on; the coordinator sends it to each when it joins.
@@ -61,7 +66,8 @@ class ServerConfig:
     """One coordinator. Token counts are of the whole server, not of a rank.
 
     `num_ranks` = sp * tp. `strategy` decided `setup.placement`. `long_tokens`: prompts at least
-    this long are split over the ranks. `stage_tokens`: new tokens of one prefill step;
+    this long are split over the ranks. `stage_tokens`: new tokens of one prefill step, 0 meaning
+    what STAGE_TOKENS has for the ranks' device;
     `token_budget`: of one mixed step. `layout`: of steps that may have either. Without one, those
     of more than `shift_threshold` tokens have SP, 0 meaning that a cost model decides; then every
     `probe_every`-th step (0: none) has the layout that it did not choose. `ageing`,
@@ -77,7 +83,7 @@ class ServerConfig:
     strategy: Strategy = Strategy.CSPS
     num_ranks: int = 1
     long_tokens: int = 512
-    stage_tokens: int = 4096
+    stage_tokens: int = 0
     token_budget: int = 512
     layout: Layout | None = None
     shift_threshold: int = 0

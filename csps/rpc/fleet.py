@@ -51,6 +51,7 @@ class Fleet(worker_pb2_grpc.WorkerServicer):
         self._commands: dict[int, Commands] = {}
         self._blocks: dict[int, int] = {}
         self._backends: dict[int, str] = {}
+        self._devices: dict[int, str] = {}
         self._last_heard: dict[int, float] = {}
         self._steps: dict[Lane, _Step] = {}
         self._all_ready = asyncio.Event()
@@ -86,6 +87,11 @@ class Fleet(worker_pb2_grpc.WorkerServicer):
     def attention_backends(self) -> list[str]:
         """Whose kernels attend, in rank order; complete once `wait_ready` has returned."""
         return [self._backends[rank] for rank in sorted(self._backends)]
+
+    @property
+    def devices(self) -> list[str]:
+        """What computes, "cpu" or "cuda", in rank order; complete as above."""
+        return [self._devices[rank] for rank in sorted(self._devices)]
 
     async def run(self, plan: StepPlan) -> list[StepResult]:
         """Run one step on all ranks; results in rank order, when every rank has finished."""
@@ -230,6 +236,7 @@ class Fleet(worker_pb2_grpc.WorkerServicer):
         elif kind == "ready":
             self._blocks[rank] = report.ready.num_blocks
             self._backends[rank] = report.ready.attention_backend
+            self._devices[rank] = report.ready.device
             if len(self._blocks) == self._config.num_ranks:
                 self._all_ready.set()
         elif kind == "failure":

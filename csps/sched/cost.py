@@ -97,19 +97,22 @@ def fit(samples: Sequence[Sample]) -> CostModel:
     unit = seconds
     solution = np.zeros(counts.shape[1])
     for _ in range(_FITS):
-        relative = counts / unit[:, None]
-        norms = np.linalg.norm(relative, axis=0)
-        norms[norms == 0.0] = 1.0  # a count that no sample has: its coefficient stays 0
-        solution = _non_negative(relative / norms, seconds / unit, solution * norms) / norms
+        solution = non_negative(counts / unit[:, None], seconds / unit, solution)
         # A sample far off from all others must not count for nothing, nor for everything.
         unit = np.clip(counts @ solution, seconds / 4, seconds * 4)
     return CostModel(*solution.tolist())
 
 
-def _non_negative(columns: Floats, target: Floats, start: Floats) -> Floats:
-    """Minimise |columns x - target| over x >= 0, by coordinate descent; columns of norm 1 or 0."""
+def non_negative(matrix: Floats, target: Floats, start: Floats | None = None) -> Floats:
+    """Minimise |matrix x - target| over x >= 0, by coordinate descent from `start` (default 0).
+
+    A column of zeros has x = 0.
+    """
+    norms = np.linalg.norm(matrix, axis=0)
+    norms[norms == 0.0] = 1.0
+    columns = matrix / norms
     gram, right = columns.T @ columns, columns.T @ target
-    solution = start.copy()
+    solution = norms * (0.0 if start is None else start)
     for _ in range(_SWEEPS):
         before = solution.copy()
         for i in range(len(solution)):
@@ -118,4 +121,5 @@ def _non_negative(columns: Floats, target: Floats, start: Floats) -> Floats:
                 solution[i] = max(solution[i] + step, 0.0)
         if np.abs(solution - before).max() <= _STILL * solution.max():
             break
-    return solution
+    found: Floats = solution / norms
+    return found

@@ -4,26 +4,30 @@ For each lane of each strategy's server:
 
 - *alone*: steps in whose time no other lane had a step give a CostModel per layout
   (csps.sched.cost.fit). Layouts that only occur beside another lane's steps are left out.
-- *slowdown*: a step beside another lane's goes at 1/c of its speed for as long as they overlap.
-  So 1 - 1/c is the time lost in all steps over the time of all overlaps.
+- *beside*: a step beside another lane's loses a share of its speed for as long as they overlap.
+  The time that steps lost is that share times the time of the overlaps. It grows with the other
+  step's new tokens: one token's step waits for memory and for messages most of its time.
 - *step_s*: between a step's end and the begin of its lane's next one's work while the lane is
   busy: the median of what a step's time on the coordinator's clock has beyond the ranks', and of
   the gaps before it.
 """
 
 import statistics
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from csps.core.errors import ConfigError
 from csps.core.plan import Lane, Layout
 from csps.records.rows import StepRow, read_steps
 from csps.records.run import RunInfo, RunKind, read_run
-from csps.sched.cost import CostModel, Sample, StepShape, fit
+from csps.sched.cost import CostModel, Floats, Sample, StepShape, fit, non_negative
+from csps.sim.cluster import MOST_LOST
 
 # Steps of a kind that a model is fitted to at least, and that say something about another.
 MIN_STEPS = 8
@@ -31,15 +35,26 @@ MIN_STEPS = 8
 ALONE = 0.02
 # A lane is idle if the next step begins so long after the last, in seconds.
 IDLE_S = 0.02
-MAX_SLOWDOWN = 20.0
+# The other step's new tokens from which on a step may lose more of its speed.
+BESIDE_TOKENS = (1, 2, 4, 8, 16, 256)
+
+
+class Span(NamedTuple):
+    """When a step worked, and on how many new tokens."""
+
+    start: float
+    stop: float
+    num_tokens: int
 
 
 class Timed(NamedTuple):
-    """A step: its shape, its seconds on the slowest rank, and those beside another lane's."""
+    """A step: its shape, its seconds on the slowest rank, and those beside another lane's steps
+    of at least so many tokens as BESIDE_TOKENS says.
+    """
 
     row: StepRow
     seconds: float
-    shared_s: float
+    beside_s: tuple[float, ...]
 
     @property
     def sample(self) -> Sample:
@@ -49,43 +64,52 @@ class Timed(NamedTuple):
 
     @property
     def alone(self) -> bool:
-        return self.shared_s <= ALONE * self.seconds
+        return self.beside_s[0] <= ALONE * self.seconds
 
 
 @dataclass(frozen=True, slots=True)
 class LaneFit:
-    """`errors`: median of |predicted / measured - 1| by layout, of the steps alone."""
+    """`errors`: median of |predicted / measured - 1| by layout, of the steps alone. `beside`: share
+    of its speed that a step loses, by BESIDE_TOKENS; empty where none shared its time.
+    """
 
     models: Mapping[Layout, CostModel]
     errors: Mapping[Layout, float]
     num_alone: Mapping[Layout, int]
-    slowdown: float
+    beside: tuple[float, ...]
     step_s: float
 
 
 def timed_steps(rows: Sequence[StepRow]) -> list[Timed]:
     """The steps of one run, with what each shared. A step's work ends when the step does."""
-    spans: dict[Lane, list[tuple[float, float]]] = {}
+    spans: dict[Lane, list[Span]] = {}
     for row in rows:
-        spans.setdefault(row.lane, []).append((row.ended_s - max(row.wall_s), row.ended_s))
+        span = Span(row.ended_s - max(row.wall_s), row.ended_s, row.num_tokens)
+        spans.setdefault(row.lane, []).append(span)
     for found in spans.values():
         found.sort()
     timed = []
     for row in rows:
         seconds = max(row.wall_s)
-        others = (spans[lane] for lane in spans if lane is not row.lane)
-        shared = sum(_overlap(row.ended_s - seconds, row.ended_s, other) for other in others)
-        timed.append(Timed(row, seconds, min(shared, seconds)))
+        beside = np.zeros(len(BESIDE_TOKENS))
+        for lane, found in spans.items():
+            if lane is not row.lane:
+                beside += _overlap(row.ended_s - seconds, row.ended_s, found)
+        timed.append(Timed(row, seconds, tuple(np.minimum(beside, seconds).tolist())))
     return timed
 
 
-def _overlap(start: float, stop: float, spans: Sequence[tuple[float, float]]) -> float:
-    """Seconds of [start, stop) in `spans`, which are sorted and of one lane, so do not overlap."""
-    at = max(bisect_left(spans, (start, start)) - 1, 0)
-    total = 0.0
-    while at < len(spans) and spans[at][0] < stop:
-        first, last = spans[at]
-        total += max(min(last, stop) - max(first, start), 0.0)
+def _overlap(start: float, stop: float, spans: Sequence[Span]) -> Floats:
+    """Seconds of [start, stop) in `spans`, which are sorted and of one lane, so do not overlap;
+    by BESIDE_TOKENS.
+    """
+    at = max(bisect_left(spans, (start, start, 0)) - 1, 0)
+    total = np.zeros(len(BESIDE_TOKENS))
+    while at < len(spans) and spans[at].start < stop:
+        first, last, num_tokens = spans[at]
+        total[: bisect_right(BESIDE_TOKENS, num_tokens)] += max(
+            min(last, stop) - max(first, start), 0.0
+        )
         at += 1
     return total
 
@@ -107,19 +131,25 @@ def fit_lane(steps: Sequence[Timed], gaps_s: Sequence[float]) -> LaneFit:
             f"fewer than {MIN_STEPS} {steps[0].row.lane} steps ran alone: add a run with a lower "
             "rate"
         )
-    return LaneFit(models, errors, nums, _slowdown(steps, models), statistics.median(gaps_s))
+    return LaneFit(models, errors, nums, _lost(steps, models), statistics.median(gaps_s))
 
 
-def _slowdown(steps: Iterable[Timed], models: Mapping[Layout, CostModel]) -> float:
-    """1 where nothing overlaps."""
-    lost = shared = 0.0
+def _lost(steps: Iterable[Timed], models: Mapping[Layout, CostModel]) -> tuple[float, ...]:
+    """Of its speed, by BESIDE_TOKENS; it never falls, so what was seen little is as what is less.
+
+    Least squares of the time lost, relative to what a step takes alone.
+    """
+    overlaps, lost = [], []
     for step in steps:
         model = models.get(step.row.layout)
         if model is not None and not step.alone:
-            lost += step.seconds - model.predict(step.sample.shape)
-            shared += step.shared_s
-    part = lost / shared if shared else 0.0
-    return 1 / (1 - min(max(part, 0.0), 1 - 1 / MAX_SLOWDOWN))
+            alone_s = model.predict(step.sample.shape)
+            overlaps.append(np.array(step.beside_s) / alone_s)
+            lost.append(step.seconds / alone_s - 1)
+    if not lost:
+        return ()
+    more = non_negative(np.array(overlaps), np.array(lost))
+    return tuple(np.minimum(np.cumsum(more), MOST_LOST).tolist())
 
 
 def lane_gaps(rows: Iterable[StepRow]) -> list[float]:
@@ -175,7 +205,8 @@ def _where(infos: Iterable[RunInfo]) -> str:
 
 
 def _server(info: RunInfo) -> tuple[object, ...]:
-    return info.model, info.ranks, info.settings.get("tp"), info.block_size, info.pages_per_rank
+    given = (info.settings.get(name) for name in ("tp", "stage_tokens"))
+    return info.model, info.ranks, *given, info.block_size, info.pages_per_rank
 
 
 def _server_lines(strategy: str, runs: Sequence[tuple[RunInfo, list[StepRow]]]) -> list[str]:
@@ -189,6 +220,7 @@ def _server_lines(strategy: str, runs: Sequence[tuple[RunInfo, list[StepRow]]]) 
         f"tp = {tp}",
         f"block_size = {info.block_size}",
         f"pages_per_rank = {info.pages_per_rank}",
+        f"stage_tokens = {info.settings['stage_tokens']}",
     ]
     timed = [step for _, rows in runs for step in timed_steps(rows)]
     for lane in Lane:
@@ -211,9 +243,10 @@ def _lane_lines(lane: Lane, fitted: LaneFit) -> list[str]:
         "",
         "[[server.lane]]",
         f'lane = "{lane}"',
-        f"slowdown = {fitted.slowdown:.4g}",
         f"step_s = {fitted.step_s:.4g}",
     ]
+    for tokens, lost in zip(BESIDE_TOKENS, fitted.beside, strict=False):
+        lines += ["", "[[server.lane.beside]]", f"tokens = {tokens}", f"lost = {lost:.4g}"]
     for layout, model in fitted.models.items():
         lines += ["", "[[server.lane.model]]", f'layout = "{layout}"']
         lines += [f"{key} = {value:.6g}" for key, value in model._asdict().items()]

@@ -7,13 +7,16 @@ Two kinds. An *analytic* file has the figures that csps.sim.cost computes steps 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from csps.core.errors import ConfigError
 from csps.core.plan import Lane, Layout
 from csps.core.strategy import Strategy
 from csps.sched.cost import CostModel
 from csps.sim.files import Table, read_table
+
+# Share of its speed that a step can lose beside another: it never stands still.
+MOST_LOST = 0.95
 
 Member = TypeVar("Member", Strategy, Lane, Layout)
 
@@ -65,27 +68,34 @@ class AnalyticCluster:
     step_s: float
 
 
+class Beside(NamedTuple):
+    """Beside another lane's step of at least `tokens` tokens, a step loses `lost` of its speed."""
+
+    tokens: int
+    lost: float
+
+
 @dataclass(frozen=True, slots=True)
 class FittedLane:
-    """One lane of one server: its steps alone, by layout, and beside a step of another lane.
+    """One lane of one server: its steps alone, by layout, and `beside` a step of another lane.
 
-    `slowdown`: time of a step over its time alone while the other lane runs. `step_s` as in
-    AnalyticCluster.
+    `beside` by ascending tokens, empty where no step ever is. `step_s` as in AnalyticCluster.
     """
 
     models: Mapping[Layout, CostModel]
-    slowdown: float
+    beside: tuple[Beside, ...]
     step_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class FittedServer:
-    """What was fitted to one strategy's runs, on `sp` * `tp` ranks."""
+    """What was fitted to one strategy's runs, on `sp` * `tp` ranks with these flags."""
 
     sp: int
     tp: int
     block_size: int
     pages_per_rank: int
+    stage_tokens: int
     lanes: Mapping[Lane, FittedLane]
 
 
@@ -175,16 +185,29 @@ def _calibrated(table: Table) -> CalibratedCluster:
                 for model in lane.tables("model")
             }
             lanes[_member(lane, "lane", Lane)] = FittedLane(
-                models, lane.number("slowdown", 1.0), lane.number("step_s")
+                models, _beside(lane), lane.number("step_s")
             )
         servers[strategy] = FittedServer(
             sp=server.integer("sp", 1),
             tp=server.integer("tp", 1),
             block_size=server.integer("block_size", 1),
             pages_per_rank=server.integer("pages_per_rank", 1),
+            stage_tokens=server.integer("stage_tokens", 1),
             lanes=lanes,
         )
     return CalibratedCluster(table.text("name"), table.text("model"), servers)
+
+
+def _beside(lane: Table) -> tuple[Beside, ...]:
+    if "beside" not in lane.values:
+        return ()
+    tables = lane.tables("beside")
+    found = [
+        Beside(each.integer("tokens", 1), each.number("lost", 0.0, MOST_LOST)) for each in tables
+    ]
+    if [item.tokens for item in found] != sorted({item.tokens for item in found}):
+        raise lane.error("beside", "tokens must ascend")
+    return tuple(found)
 
 
 def _member(table: Table, key: str, kind: type[Member]) -> Member:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from csps.core.attention import AttentionKind, AttentionParams, CsaConfig
-from csps.core.config import ServerConfig, WorkerSetup
+from csps.core.config import STAGE_TOKENS, ServerConfig, WorkerSetup
 from csps.core.errors import ConfigError, InvalidRequestError
 from csps.core.plan import Layout
 from csps.core.strategy import STRATEGIES, Placement, Strategy
@@ -23,8 +23,8 @@ class SimConfig:
 
     0 means, for `sp` and `tp`: all GPUs of the replica, weights split as little as fits (sarathi:
     over all; a calibrated cluster: as measured). For `stage_tokens`: 1,024 per rank of the
-    sequence axis, at least a server's default; `long_tokens`: one block for each of the 2 sp runs
-    of a zigzag, at least a server's default; on a calibrated cluster a server's defaults.
+    sequence axis, at least a server's default, or as measured; `long_tokens`: one block for each
+    of the 2 sp runs of a zigzag, at least a server's default; on a calibrated cluster that.
     `max_running`: 256, on a calibrated cluster a server's default. `block_size`: 64, or as
     measured. `kv_pages`: what memory leaves, or as measured. `max_model_len`: as long as the KV.
 
@@ -74,12 +74,12 @@ def server_config(config: SimConfig, cluster: Cluster, model: SimModel) -> Serve
         server = cluster.server(config.strategy)
         _check_calibrated(config, cluster)
         sp, tp, block_size = server.sp, server.tp, config.block_size or server.block_size
-        stage_tokens = config.stage_tokens or _SERVER.stage_tokens
+        stage_tokens = config.stage_tokens or server.stage_tokens
         long_tokens = config.long_tokens or _SERVER.long_tokens
         max_running = config.max_running or _SERVER.max_running
     else:
         sp, tp = _mesh(config, cluster, model)
-        stage_tokens = config.stage_tokens or max(STAGE_TOKENS_PER_RANK * sp, _SERVER.stage_tokens)
+        stage_tokens = config.stage_tokens or max(STAGE_TOKENS_PER_RANK * sp, STAGE_TOKENS["cuda"])
         long_tokens = config.long_tokens or max(2 * sp * block_size, _SERVER.long_tokens)
         max_running = config.max_running or MAX_RUNNING
     spec = STRATEGIES[config.strategy]

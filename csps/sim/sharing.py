@@ -8,6 +8,7 @@ from csps.core.plan import Lane, StepPlan
 from csps.sched.cost import StepShape
 from csps.sched.layout import Decision
 from csps.sim.clock import Clock
+from csps.sim.cluster import Beside
 from csps.sim.step_cost import StepCost
 
 
@@ -55,13 +56,20 @@ class FluidSharing:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredSharing:
-    """A measured factor for the steps of each lane, while another lane's step works too."""
+    """What the steps of each lane lose beside another lane's, as measured by its new tokens."""
 
-    slowdown: Mapping[Lane, float]
+    beside: Mapping[Lane, tuple[Beside, ...]]
 
     def share(self, working: Sequence[RunningStep]) -> None:
         for step in working:
-            step.speed = 1 / self.slowdown[step.plan.lane] if len(working) > 1 else 1.0
+            step.speed = 1.0
+            for other in working:
+                if other is not step:
+                    step.speed -= self._lost(step.plan.lane, other.shape.num_tokens)
+
+    def _lost(self, lane: Lane, tokens: int) -> float:
+        known = [item.lost for item in self.beside[lane] if item.tokens <= tokens]
+        return known[-1] if known else 0.0
 
 
 class SharedDevice:

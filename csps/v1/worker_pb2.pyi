@@ -94,12 +94,14 @@ class Setup(_message.Message):
     def __init__(self, model: _Optional[str] = ..., dtype: _Optional[str] = ..., block_size: _Optional[int] = ..., kv_memory_bytes: _Optional[int] = ..., max_model_len: _Optional[int] = ..., tp: _Optional[int] = ..., threads_per_rank: _Optional[int] = ..., collective_timeout_s: _Optional[float] = ..., csa: _Optional[_Union[_generation_pb2.CsaSetup, _Mapping]] = ..., rope_scaling: _Optional[str] = ..., placement: _Optional[str] = ..., gpu_memory_utilization: _Optional[float] = ..., step_tokens: _Optional[int] = ..., step_sequences: _Optional[int] = ..., attention_backend: _Optional[str] = ...) -> None: ...
 
 class Ready(_message.Message):
-    __slots__ = ("num_blocks", "attention_backend")
+    __slots__ = ("num_blocks", "attention_backend", "device")
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_BACKEND_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
     num_blocks: int
     attention_backend: str
-    def __init__(self, num_blocks: _Optional[int] = ..., attention_backend: _Optional[str] = ...) -> None: ...
+    device: str
+    def __init__(self, num_blocks: _Optional[int] = ..., attention_backend: _Optional[str] = ..., device: _Optional[str] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("message", "traceback")

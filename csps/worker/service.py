@@ -123,7 +123,11 @@ class Worker:
         }
         if self._metrics is not None:
             self._metrics.ready(built.num_pages)
-        ready = worker_pb2.Ready(num_blocks=built.num_pages, attention_backend=built.backend.value)
+        ready = worker_pb2.Ready(
+            num_blocks=built.num_pages,
+            attention_backend=built.backend.value,
+            device=mesh.device.type,
+        )
         self._reports.put(worker_pb2.WorkerReport(ready=ready))
         self._obey(commands, built.runner, lanes)
         if self._failure is None:

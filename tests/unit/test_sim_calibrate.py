@@ -23,7 +23,8 @@ TRUTH = {
     Lane.PREFILL: CostModel(0.01, 1e-4, 0.0, 2e-8, 0.0),
     Lane.DECODE: CostModel(0.02, 0.0, 2e-3, 0.0, 1e-6),
 }
-SLOWDOWN = {Lane.PREFILL: 1.25, Lane.DECODE: 2.0}
+# Of the speed, beside a step of the other lane with so many tokens.
+LOST = {Lane.PREFILL: {1: 0.2, 8: 0.6}, Lane.DECODE: {500: 0.5}}
 STEP_S = {Lane.PREFILL: 0.004, Lane.DECODE: 0.002}
 
 INFO = RunInfo(
@@ -37,12 +38,12 @@ INFO = RunInfo(
     elapsed_s=1.0,
     block_size=16,
     pages_per_rank=500,
-    settings={"sp": 2, "tp": 1},
+    settings={"sp": 2, "tp": 1, "stage_tokens": 4096},
 )
 
 
-def lane_steps(lane: Lane, seed: int, start: float, beside: bool) -> Iterator[StepRow]:
-    """Steps of a busy lane, each with another shape; all of it alone, or all of it beside."""
+def lane_steps(lane: Lane, seed: int, start: float, lost: float = 0.0) -> Iterator[StepRow]:
+    """Steps of a busy lane, each with another shape, that lose that much of their speed."""
     draw = random.Random(seed)
     now = start
     for step_id in range(40):
@@ -52,7 +53,7 @@ def lane_steps(lane: Lane, seed: int, start: float, beside: bool) -> Iterator[St
         else:
             sequences = draw.randrange(1, 30)
             shape = StepShape(sequences, sequences, 0, sequences * draw.randrange(1, 5000))
-        seconds = TRUTH[lane].predict(shape) * (SLOWDOWN[lane] if beside else 1.0)
+        seconds = TRUTH[lane].predict(shape) / (1 - lost)
         ended = now + STEP_S[lane] + seconds
         yield StepRow(
             lane, step_id, now, ended, Layout.SP, *shape,
@@ -65,23 +66,34 @@ def live_run(folder: Path, info: RunInfo = INFO) -> Path:
     folder.mkdir()
     write_run(folder, info)
     rows = [
-        *lane_steps(Lane.PREFILL, 1, 0.0, beside=False),
-        *lane_steps(Lane.DECODE, 2, 1000.0, beside=False),
+        *lane_steps(Lane.PREFILL, 1, 0.0),
+        *lane_steps(Lane.DECODE, 2, 1000.0),
     ]
-    # A decode step for as long as all these prefill steps, and one prefill step over all decodes.
-    prefill = list(lane_steps(Lane.PREFILL, 3, 2000.0, beside=True))
-    decode = list(lane_steps(Lane.DECODE, 4, 3000.0, beside=True))
-    rows += prefill + decode
-    rows += [_over(decode[0], prefill), _over(prefill[0], decode)]
+    for seed, (lane, other, tokens) in enumerate(
+        [
+            (Lane.PREFILL, Lane.DECODE, 1),
+            (Lane.PREFILL, Lane.DECODE, 8),
+            (Lane.DECODE, Lane.PREFILL, 500),
+        ]
+    ):
+        steps = list(lane_steps(lane, 3 + seed, 2000.0 + 1000.0 * seed, LOST[lane][tokens]))
+        rows += [*steps, _over(steps, other, tokens)]
     write_rows(folder / STEPS_FILE, rows)
     return folder
 
 
-def _over(one: StepRow, steps: list[StepRow]) -> StepRow:
-    """A step like `one` for as long as `steps` take, of a layout that has no model."""
+def _over(steps: list[StepRow], lane: Lane, num_tokens: int) -> StepRow:
+    """One step of another lane for as long as `steps` take, of a layout that has no model."""
     started, ended = steps[0].started_s, steps[-1].ended_s
-    wall_s = (ended - started,) * 2
-    return replace(one, layout=Layout.TP, started_s=started, ended_s=ended, wall_s=wall_s)
+    return replace(
+        steps[0],
+        lane=lane,
+        layout=Layout.TP,
+        num_tokens=num_tokens,
+        started_s=started,
+        ended_s=ended,
+        wall_s=(ended - started,) * 2,
+    )
 
 
 def test_coefficients_come_back(tmp_path: Path) -> None:
@@ -91,6 +103,7 @@ def test_coefficients_come_back(tmp_path: Path) -> None:
     assert isinstance(cluster, CalibratedCluster)
     server = cluster.server(Strategy.CSPS)
     assert (server.sp, server.tp, server.block_size, server.pages_per_rank) == (2, 1, 16, 500)
+    assert server.stage_tokens == 4096
     shapes = [StepShape(5, 5, 0, 9000), StepShape(1000, 1, 2_000_000, 0)]
     for lane, fitted in server.lanes.items():
         shape = shapes[lane is Lane.PREFILL]
@@ -98,7 +111,9 @@ def test_coefficients_come_back(tmp_path: Path) -> None:
         assert fitted.models[Layout.SP].predict(shape) == pytest.approx(
             TRUTH[lane].predict(shape), rel=0.02
         )
-        assert fitted.slowdown == pytest.approx(SLOWDOWN[lane], rel=0.05)
+        for tokens, lost in LOST[lane].items():
+            found = [item.lost for item in fitted.beside if item.tokens <= tokens][-1]
+            assert found == pytest.approx(lost, rel=0.05)
         assert fitted.step_s == pytest.approx(STEP_S[lane], rel=0.01)
 
 
@@ -123,9 +138,8 @@ def test_a_lane_that_never_ran_alone(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     write_run(folder, INFO)
-    decode = list(lane_steps(Lane.DECODE, 4, 0.0, beside=True))
-    prefill = _over(next(lane_steps(Lane.PREFILL, 1, 0.0, beside=True)), decode)
-    write_rows(folder / STEPS_FILE, [prefill, *decode])
+    decode = list(lane_steps(Lane.DECODE, 4, 0.0))
+    write_rows(folder / STEPS_FILE, [_over(decode, Lane.PREFILL, 300), *decode])
     with pytest.raises(ConfigError, match="steps ran alone: add a run"):
         calibrate([folder], "here")
 
