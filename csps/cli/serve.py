@@ -124,7 +124,7 @@ def serve(
         typer.Option(
             min=0,
             help="csps, ring: new tokens of one prefill step. A short prompt waits for one step "
-            "at most. 0: 4,096 on GPUs, 1,024 on CPUs.",
+            "at most. 0: 4,096 on GPUs, 2,048 on CPUs.",
             rich_help_panel=SCHEDULE,
         ),
     ] = 0,

@@ -30,7 +30,7 @@ class AttentionBackend(StrEnum):
 
 # New tokens of a prefill step, by what computes it, where nobody says how many: few enough that a
 # prompt that has just come waits for seconds at most, on a CPU of a few cores too.
-STAGE_TOKENS = {"cpu": 1024, "cuda": 4096}
+STAGE_TOKENS = {"cpu": 2048, "cuda": 4096}
 
 
 @dataclass(frozen=True, slots=True)
