@@ -4,12 +4,14 @@ from pathlib import Path
 
 import grpc
 import pytest
+import torch
 from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 import csps
 from csps.bench.server import ServerProcess
+from csps.core.config import STAGE_TOKENS
 from csps.v1 import generation_pb2 as pb
 from tests.e2e.harness import (
     NOT_SERVING,
@@ -35,7 +37,7 @@ def check(channel: grpc.Channel, service: str = "") -> int:
     return stub.Check(message, timeout=RPC_TIMEOUT_S, wait_for_ready=True).status
 
 
-def test_not_serving_until_the_ranks_are_ready(tiny: Path) -> None:
+def test_not_serving_until_the_ranks_and_their_device_are_known(tiny: Path) -> None:
     target = f"127.0.0.1:{free_port()}"
     server = ServerProcess("--model", str(tiny), "--port", target.rpartition(":")[2])
     watches = [Watch(target), Watch(target, SERVICE)]
@@ -51,6 +53,8 @@ def test_not_serving_until_the_ranks_are_ready(tiny: Path) -> None:
         server.wait_ready()
         for name in ("", SERVICE, ADMIN):
             assert check(client.channel, name) == SERVING
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        assert client.info().stage_tokens == STAGE_TOKENS[device]
         assert eventually(lambda: all(w.seen == [NOT_SERVING, SERVING] for w in watches))
         assert server.stop() == 0
         assert eventually(lambda: all(w.seen[2:] == [NOT_SERVING] for w in watches))
