@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import NamedTuple
@@ -110,11 +111,47 @@ class Built(NamedTuple):
     backend: AttentionBackend
 
 
+# The rank's part of the model, its weights as the type given and for so many positions.
+LoadPart = Callable[[ModelPart, torch.dtype, int], Llama]
+
+
 def build_runner(setup: WorkerSetup, place: Place, mesh: Mesh) -> Built:
     """Load the rank's part. ConfigError if its device is too small or cannot run the kernels."""
     begun = time.perf_counter()
     checkpoint = locate(setup.model)
     config = read_config(checkpoint, setup.rope_scaling)
+
+    def load(part: ModelPart, dtype: torch.dtype, max_position: int) -> Llama:
+        return load_model(
+            checkpoint,
+            config,
+            dtype=dtype,
+            device=mesh.device,
+            max_position=max_position,
+            part=part,
+        )
+
+    built = assemble(setup, place, mesh, config, load)
+    logger.info(
+        "rank %d: %s in %s on %s, attention by %s, KV for %d tokens, ready after %.1f s",
+        place.rank,
+        checkpoint.name,
+        setup.dtype.value,
+        mesh.device,
+        built.backend,
+        built.num_pages * setup.block_size,
+        time.perf_counter() - begun,
+    )
+    return built
+
+
+def assemble(
+    setup: WorkerSetup, place: Place, mesh: Mesh, config: ModelConfig, load: LoadPart
+) -> Built:
+    """A rank of a model of this shape, wherever `load` has its weights from.
+
+    `load` is called once it is known that they fit: ConfigError, as `build_runner`, if not.
+    """
     max_model_len = setup.max_model_len or config.max_position
     parts = _parts(config, setup, mesh)
     shape = KVShape(
@@ -130,14 +167,7 @@ def build_runner(setup: WorkerSetup, place: Place, mesh: Mesh) -> Built:
     by_head = setup.placement is Placement.HEADS
     staging_blocks = 0 if by_head else -(-max_model_len // setup.block_size)
     num_pages = _num_pages(setup, place, config, parts, max_model_len, staging_blocks, mesh.device)
-    model = load_model(
-        checkpoint,
-        config,
-        dtype=shape.dtype,
-        device=mesh.device,
-        max_position=max_model_len,
-        part=parts.resident,
-    )
+    model = load(parts.resident, shape.dtype, max_model_len)
     model.eval()
     pool = KVPool(
         num_layers=config.num_layers,
@@ -159,16 +189,6 @@ def build_runner(setup: WorkerSetup, place: Place, mesh: Mesh) -> Built:
         block_size=setup.block_size,
         eos_ids=frozenset(config.eos_token_ids),
         device=mesh.device,
-    )
-    logger.info(
-        "rank %d: %s in %s on %s, attention by %s, KV for %d tokens, ready after %.1f s",
-        place.rank,
-        checkpoint.name,
-        setup.dtype.value,
-        mesh.device,
-        chosen.backend,
-        num_pages * setup.block_size,
-        time.perf_counter() - begun,
     )
     return Built(runner, num_pages, chosen.backend)
 
