@@ -69,7 +69,7 @@ class LastTile:
         context = self._context
         keep_J = context.seq.blocks[context.me] != context.seq.last_tile
         keep_KNJ = np.broadcast_to(keep_J, (context.num_kv_heads, 1, len(keep_J)))
-        return page_lists(keep_KNJ, context.own_pages(self._layer))
+        return page_lists(keep_KNJ, context.own_pages(self._layer), self._device)
 
     def _merge(self, o_KNRD: Tensor, lse_KNR: Tensor, o_KRD: Tensor, lse_KR: Tensor) -> None:
         rows, group = self._context.last_rows, self._context.shape.group_size

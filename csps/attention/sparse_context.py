@@ -90,8 +90,9 @@ class SparseContext:
         ]
 
 
-def page_lists(keep_KNJ: np.ndarray, pages_KJ: np.ndarray) -> PageLists:
+def page_lists(keep_KNJ: np.ndarray, pages_KJ: np.ndarray, device: torch.device) -> PageLists:
     """Items in the order (head, tile), each with the pages of the blocks it keeps."""
     heads, _, blocks = np.nonzero(keep_KNJ)
-    ends = keep_KNJ.sum(2).reshape(-1).cumsum()
-    return PageLists(np.concatenate(([0], ends)), pages_KJ[heads, blocks])
+    starts = np.concatenate(([0], keep_KNJ.sum(2).reshape(-1).cumsum()))
+    on_device = (torch.from_numpy(x).int().to(device) for x in (starts, pages_KJ[heads, blocks]))
+    return PageLists(*on_device, longest=keep_KNJ.shape[2])

@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from csps.attention.backends import PageLists
 from csps.attention.last_tile import LastTile
 from csps.attention.merge import merge_into
 from csps.attention.score import BlockKeys
@@ -200,7 +199,7 @@ class SparseLayer:
         q_KNRD = self._q_KNGBD[heads, tiles].flatten(2, 3)
         if not q_KNRD.shape[1]:
             return
-        lists = page_lists(keep_KNJ[heads, tiles], self._table_KJ[heads])
+        lists = page_lists(keep_KNJ[heads, tiles], self._table_KJ[heads], self._device)
         o_IRD, lse_IR = self._context.attend(q_KNRD.flatten(0, 1), lists)
         merge_into(
             self._o_KNRD[heads, tiles],
@@ -237,10 +236,8 @@ class SparseLayer:
         fetch = self._given[requester][index]
         heads, tiles = _flat(context.partitions[index].heads, fetch.tiles)
         keep_IJ = self._asked[requester][heads, tiles]
-        items, columns = np.nonzero(keep_IJ)
-        blocks = context.sight.blocks[context.me][columns]
-        starts = np.concatenate(([0], keep_IJ.sum(1).cumsum()))
-        lists = PageLists(starts, self._table_KJ[heads[items], blocks])
+        pages_IJ = self._table_KJ[heads[:, None], context.sight.blocks[context.me]]
+        lists = page_lists(keep_IJ[:, None], pages_IJ, self._device)
         return context.partial_parts(q_IGBD.flatten(1, 2), lists)
 
     def _merge_partials(self) -> None:

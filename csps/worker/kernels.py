@@ -103,7 +103,8 @@ def _run_each(kernels: Kernels, q_THD: Tensor, k_T1D: Tensor, v_T1D: Tensor) -> 
     last = kernels.partial(q_THD[-1:], k_T1D, v_T1D, causal=False)
     q_1GTD = q_THD.transpose(0, 1).contiguous()[None]
     k_1TD, v_1TD = (x.transpose(0, 1).contiguous() for x in (k_T1D, v_T1D))
-    lists = PageLists(np.array([0, 1]), np.array([0]))
+    one_page = torch.tensor([0, 1], dtype=torch.int32, device=k_1TD.device)
+    lists = PageLists(one_page, one_page[:1].clone(), longest=1)
     sparse = kernels.block_sparse(q_1GTD.flatten(1, 2), k_1TD, v_1TD, lists)
     diagonal = kernels.diagonal(q_1GTD, k_1TD, v_1TD)
     probes = Rows(*quantize(q_1GTD[:, :1, :0]), q_1GTD[:, :1])

@@ -4,7 +4,6 @@ Suffixes: I items, R rows of an item, P pages, B tokens of a page, D head dim, S
 X = I * S, M rows of a program, N keys of a step.
 """
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -20,17 +19,17 @@ REGISTERS_OF_8_WARPS = 128
 
 
 # Integers that change from call to call must not each compile a kernel of their own.
-@triton.jit(do_not_specialize=["num_rows", "num_parts", "num_lists"])
+@triton.jit(do_not_specialize=["num_rows", "num_parts"])
 def _block_sparse(
     q_ptr,
     k_desc,
     v_desc,
-    lists_ptr,
+    starts_ptr,
+    pages_ptr,
     o_ptr,
     lse_ptr,
     num_rows,
     num_parts,
-    num_lists,
     scale,
     PAGE: tl.constexpr,
     DIM: tl.constexpr,
@@ -39,7 +38,7 @@ def _block_sparse(
 ):
     """One program: ROWS rows of an item over one part of its list.
 
-    q is [I, R, D], o [I * S, R, D]; lists are starts [I * S + 1] and the pages behind them.
+    q is [I, R, D], o [I * S, R, D], starts [I * S + 1].
     """
     num_tiles = tl.cdiv(num_rows, ROWS)
     # The last items of a head have the longest lists: they go first.
@@ -56,9 +55,8 @@ def _block_sparse(
     max_M = tl.full([ROWS], float("-inf"), tl.float32)
     sum_M = tl.zeros([ROWS], tl.float32)
     STEPS: tl.constexpr = PAGE // KEYS
-    first = tl.load(lists_ptr + part) * STEPS
-    last = tl.load(lists_ptr + part + 1) * STEPS
-    pages_ptr = lists_ptr + num_lists + 1
+    first = tl.load(starts_ptr + part) * STEPS
+    last = tl.load(starts_ptr + part + 1) * STEPS
     for step in tl.range(first, last):
         key = tl.load(pages_ptr + step // STEPS) * PAGE + step % STEPS * KEYS
         k_ND = k_desc.load([key, 0])
@@ -79,18 +77,20 @@ def block_sparse(
     q_IRD: Tensor,
     k_PBD: Tensor,
     v_PBD: Tensor,
-    starts: np.ndarray,
-    pages: np.ndarray,
+    starts: Tensor,
+    pages: Tensor,
+    longest: int,
     *,
     num_parts: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Return (o [I, R, D] in q's dtype, lse [I, R] fp32, natural log).
 
-    Item i attends to all tokens of pages[starts[i] : starts[i + 1]]; without a page o = 0 and
-    lse = -inf. q, k, v have one dtype (fp32, fp16, bf16); k and v are contiguous. B and D are
-    powers of 2, 16 or more; P * B < 2**31. Scale is 1 / sqrt(D). Lists are cut into `num_parts`
-    (0: as many as fill the device) that run beside one another. ValueError for other sizes. Twin:
-    csps_kernels.twins.block_sparse.
+    Item i attends to all tokens of pages[starts[i] : starts[i + 1]], at most `longest` pages;
+    without a page o = 0 and lse = -inf. starts [I + 1] and pages are int32 on the device of q; the
+    host does not wait for them. q, k, v have one dtype (fp32, fp16, bf16); k and v are contiguous.
+    B and D are powers of 2, 16 or more; P * B < 2**31. Scale is 1 / sqrt(D). Lists are cut into
+    `num_parts` (0: as many as fill the device) that run beside one another. ValueError for other
+    sizes. Twin: csps_kernels.twins.block_sparse.
     """
     num_items, num_rows, dim = q_IRD.shape
     num_pages, page_size, _ = k_PBD.shape
@@ -100,8 +100,7 @@ def block_sparse(
     tiling = choose_tiling(num_rows, page_size, q_IRD.dtype)
     num_tiles = triton.cdiv(num_rows, tiling.rows)
     if not num_parts:
-        most_keys = int(np.diff(starts).max()) * page_size
-        num_parts = choose_parts(num_items * num_tiles, most_keys, q_IRD.device)
+        num_parts = choose_parts(num_items * num_tiles, longest * page_size, q_IRD.device)
     num_lists = num_items * num_parts
     o_XRD = q_IRD.new_empty(
         num_lists, num_rows, dim, dtype=q_IRD.dtype if num_parts == 1 else torch.float32
@@ -115,12 +114,12 @@ def block_sparse(
         q_IRD.contiguous(),
         k_desc,
         v_desc,
-        _to_device(_cut(starts, num_parts), pages, q_IRD.device),
+        _cut(starts, num_parts),
+        pages,
         o_XRD,
         lse_XR,
         num_rows,
         num_parts,
-        num_lists,
         base_2_scale(dim),
         PAGE=page_size,
         DIM=dim,
@@ -138,16 +137,10 @@ def block_sparse(
     )
 
 
-def _cut(starts: np.ndarray, num_parts: int) -> np.ndarray:
+def _cut(starts: Tensor, num_parts: int) -> Tensor:
     """Starts of the parts of all lists: [I * S + 1]."""
-    before = np.diff(starts)[:, None] * np.arange(num_parts) // num_parts
-    return np.append(starts[:-1, None] + before, starts[-1])
-
-
-def _to_device(starts: np.ndarray, pages: np.ndarray, device: torch.device) -> Tensor:
-    """Starts and pages as one int32 tensor, in one copy that the host does not wait for."""
-    size = len(starts) + len(pages)
-    lists = torch.empty(size, dtype=torch.int32, pin_memory=device.type == "cuda")
-    lists.numpy()[: len(starts)] = starts
-    lists.numpy()[len(starts) :] = pages
-    return lists.to(device, non_blocking=True)
+    if num_parts == 1:
+        return starts
+    parts = torch.arange(num_parts, dtype=torch.int32, device=starts.device)
+    before = starts.diff()[:, None] * parts // num_parts
+    return torch.cat(((starts[:-1, None] + before).flatten(), starts[-1:]))

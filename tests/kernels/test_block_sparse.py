@@ -37,13 +37,15 @@ class Case:
         # Every second page is in no list.
         draw = np.random.default_rng(seed)
         lists = [draw.permutation(NUM_PAGES // 2)[:length] * 2 for length in lengths]
-        self.starts = np.concatenate(([0], np.cumsum(lengths)))
-        self.pages = np.concatenate([np.empty(0, np.int64), *lists])
+        starts = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+        pages = np.concatenate([np.empty(0, np.int64), *lists])
+        self.starts, self.pages = (torch.from_numpy(x).int().to(device) for x in (starts, pages))
+        self.longest = max(lengths, default=0)
         self.k[1::2] = self.v[1::2] = torch.nan
 
     @property
     def arguments(self) -> tuple:
-        return self.q, self.k, self.v, self.starts, self.pages
+        return self.q, self.k, self.v, self.starts, self.pages, self.longest
 
 
 def check(case: Case, **options: int) -> None:

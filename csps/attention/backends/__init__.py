@@ -28,20 +28,15 @@ class Partial(Protocol):
 
 
 class PageLists(NamedTuple):
-    """Pages of each item, one list behind the other (CSR), both int64.
+    """Pages of each item, one list behind the other (CSR), both int32, where the pages are.
 
-    Item i attends to pages[starts[i] : starts[i + 1]].
+    Item i attends to pages[starts[i] : starts[i + 1]]. No list has more than `longest` pages:
+    that much the host knows without waiting for the device.
     """
 
-    starts: np.ndarray  # [I + 1]
-    pages: np.ndarray
-
-    @property
-    def num_items(self) -> int:
-        return len(self.starts) - 1
-
-    def of(self, item: int) -> np.ndarray:
-        return self.pages[self.starts[item] : self.starts[item + 1]]
+    starts: Tensor  # [I + 1]
+    pages: Tensor
+    longest: int
 
 
 class BlockSparse(Protocol):

@@ -40,17 +40,17 @@ class BlockSparseCpu:
         if not len(lists.pages):
             return o_IRD, lse_IR
         # Only pages that some item wants are converted, and each once.
-        wanted, local = np.unique(lists.pages, return_inverse=True)
+        wanted, pages = np.unique(lists.pages.numpy(), return_inverse=True)
         index = torch.from_numpy(wanted)
         k_PBD, v_PBD = (x.index_select(0, index).to(dtype) for x in (k_PBD, v_PBD))
-        lists = PageLists(lists.starts, local)
-        shares = _shares(lists, self._num_threads)
+        starts = lists.starts.numpy()
+        shares = _shares(starts, self._num_threads)
         if self._pool is None or len(shares) == 1:
             for share in shares:
-                _attend(share, q_IRD, k_PBD, v_PBD, lists, o_IRD, lse_IR)
+                _attend(share, q_IRD, k_PBD, v_PBD, starts, pages, o_IRD, lse_IR)
         else:
             runs = [
-                self._pool.submit(_attend, share, q_IRD, k_PBD, v_PBD, lists, o_IRD, lse_IR)
+                self._pool.submit(_attend, share, q_IRD, k_PBD, v_PBD, starts, pages, o_IRD, lse_IR)
                 for share in shares
             ]
             for run in runs:
@@ -62,10 +62,10 @@ def _use_one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _shares(lists: PageLists, num_shares: int) -> list[range]:
+def _shares(starts: np.ndarray, num_shares: int) -> list[range]:
     """Ranges of items with about as many pages each."""
-    cuts = np.searchsorted(lists.starts, np.linspace(0, len(lists.pages), num_shares + 1)[1:-1])
-    edges = [0, *cuts.tolist(), lists.num_items]
+    cuts = np.searchsorted(starts, np.linspace(0, starts[-1], num_shares + 1)[1:-1])
+    edges = [0, *cuts.tolist(), len(starts) - 1]
     return [range(a, b) for a, b in itertools.pairwise(edges) if b > a]
 
 
@@ -75,18 +75,19 @@ def _attend(
     q_IRD: Tensor,
     k_PBD: Tensor,
     v_PBD: Tensor,
-    lists: PageLists,
+    starts: np.ndarray,
+    all_pages: np.ndarray,
     o_IRD: Tensor,
     lse_IR: Tensor,
 ) -> None:
     """Fill o and lse of `items`. Pages that an item's list begins with like the last one's
     stay where they were gathered: a dense head gathers every page once."""
-    longest = int(np.diff(lists.starts)[items.start : items.stop].max(initial=0))
+    longest = int(np.diff(starts)[items.start : items.stop].max(initial=0))
     _, size, dim = k_PBD.shape
     k_LD, v_LD = (k_PBD.new_empty(longest, size, dim) for _ in range(2))
     held = np.empty(0, dtype=np.int64)
     for item in items:
-        pages = lists.of(item)
+        pages = all_pages[starts[item] : starts[item + 1]]
         if not len(pages):
             continue
         kept = _common_prefix(held, pages)

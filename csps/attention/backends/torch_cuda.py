@@ -4,6 +4,8 @@ Suffixes: T rows, L keys, H query heads, I items, R rows of an item, G query hea
 tokens of a tile or page, P pages, D head dim.
 """
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -31,8 +33,9 @@ def block_sparse(
     """See `BlockSparse`: one call per item on gathered pages."""
     o_IRD = torch.zeros_like(q_IRD)
     lse_IR = torch.full(q_IRD.shape[:2], -torch.inf, device=q_IRD.device)
-    for item in range(lists.num_items):
-        pages = torch.from_numpy(lists.of(item)).to(q_IRD.device)
+    starts = lists.starts.tolist()
+    for item, (start, stop) in enumerate(itertools.pairwise(starts)):
+        pages = lists.pages[start:stop]
         if len(pages):
             k, v = (x[pages].flatten(0, 1)[None, None] for x in (k_PBD, v_PBD))
             o, lse = _flash(q_IRD[item][None, None], k, v, 0.0, False, False)[:2]

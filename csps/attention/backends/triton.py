@@ -24,7 +24,7 @@ def block_sparse(
     q_IRD: Tensor, k_PBD: Tensor, v_PBD: Tensor, lists: PageLists
 ) -> tuple[Tensor, Tensor]:
     """See `BlockSparse`."""
-    return attend_pages(q_IRD, k_PBD, v_PBD, lists.starts, lists.pages)
+    return attend_pages(q_IRD, k_PBD, v_PBD, *lists)
 
 
 def diagonal(q_IGBD: Tensor, k_IBD: Tensor, v_IBD: Tensor) -> tuple[Tensor, Tensor]:
