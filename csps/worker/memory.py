@@ -10,8 +10,10 @@ from csps.core.model_config import ModelConfig
 CPU_SHARE = 0.35
 # More than this many full-length sequences per rank would never be used.
 MAX_FULL_SEQUENCES = 64
-# Copies of fp32 logits while tokens are drawn: scores, candidates, probabilities.
-LOGITS_COPIES = 3
+# fp32 logits' size, as often as it is taken while tokens are drawn: logits, scores without stop
+# tokens, those of the drawn rows, tempered, sorted with their ids (3) and as much to sort them,
+# shares, noise.
+LOGITS_COPIES = 12
 _GIB = 1 << 30
 _SMALLER = "--max-model-len, --stage-tokens or --token-budget, or more ranks with --tp, would help"
 

@@ -32,6 +32,27 @@ def test_a_draw_depends_on_seed_and_position_alone() -> None:
     assert len(ids) > 10
 
 
+def test_rows_of_all_kinds_are_what_each_is_alone() -> None:
+    """Greedy and drawn, cut by top_k and top_p, with and without log-probabilities."""
+    # Of few values: in ties too.
+    logits = torch.randint(0, 40, (8, 300), generator=torch.Generator().manual_seed(0)) / 8
+    draws = [
+        draw(),
+        draw(logprobs=3),
+        draw(temperature=0.7, seed=1),
+        draw(temperature=1.5, seed=2, top_k=20, logprobs=0),
+        draw(temperature=1.0, seed=3, top_k=20, top_p=0.8),
+        draw(temperature=1.0, seed=4, top_p=0.3, logprobs=3),
+        draw(logprobs=20, min_tokens=3, stop_token_ids=(int(logits[6].argmax()),)),
+        draw(temperature=0.7, seed=5, top_k=1),
+    ]
+    together = sample(logits, draws)
+    assert together == [sample(logits[i : i + 1], [d])[0] for i, d in enumerate(draws)]
+    assert [len(token.top_ids) for token in together] == [0, 3, 0, 0, 0, 3, 20, 0]
+    # A stop token that came too early is passed over, but stands among the likeliest.
+    assert together[6].token_id != together[6].top_ids[0] == int(logits[6].argmax())
+
+
 def test_truncation() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
     for position in range(60):
