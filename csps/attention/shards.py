@@ -4,6 +4,7 @@ A rank's *shard* of a sequence is the tokens it holds, in position order. In its
 shard is one or more *runs* of consecutive slots (see csps.engine.kv_pool).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +19,22 @@ class Run(NamedTuple):
 
     first_slot: int
     num_tokens: int
+
+
+def page_lists(
+    shards: Sequence[tuple[Run, ...]], page_size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(starts [N + 1], pages, lengths [N]), int64: row i has pages[starts[i] : starts[i + 1]]."""
+    runs = np.array([run for shard in shards for run in shard], dtype=np.int64).reshape(-1, 2)
+    first_slots, num_tokens = runs.T
+    assert not (first_slots % page_size).any(), "a run begins inside a page"
+    num_pages = -(-num_tokens // page_size)
+    # Runs and pages before each row, tokens before each run.
+    run_starts = np.cumsum([0, *map(len, shards)])
+    page_starts, token_starts = (np.append(0, np.cumsum(x)) for x in (num_pages, num_tokens))
+    within = np.arange(page_starts[-1]) - np.repeat(page_starts[:-1], num_pages)
+    pages = np.repeat(first_slots // page_size, num_pages) + within
+    return page_starts[run_starts], pages, np.diff(token_starts[run_starts])
 
 
 class QueryRun(NamedTuple):

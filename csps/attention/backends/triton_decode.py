@@ -12,7 +12,7 @@ from torch import Tensor
 from csps.attention.backends import DecodeRows, MergeRows
 from csps.attention.kv import KVStore
 from csps.attention.merge import unpack
-from csps.attention.shards import Run
+from csps.attention.shards import Run, page_lists
 from csps_kernels import merge as kernel_merge
 from csps_kernels import paged_decode as kernel_decode
 
@@ -25,7 +25,7 @@ def paged_decode(store: KVStore, shards: Sequence[tuple[Run, ...]]) -> DecodeRow
         *page_lists(shards, page_size),
         page_size=page_size,
         num_kv_heads=num_kv_heads,
-        num_processors=_num_processors(k_KPBD.device),
+        num_processors=num_processors(k_KPBD.device),
         device=k_KPBD.device,
     )
 
@@ -35,23 +35,8 @@ def paged_decode(store: KVStore, shards: Sequence[tuple[Run, ...]]) -> DecodeRow
     return attend
 
 
-def page_lists(
-    shards: Sequence[tuple[Run, ...]], page_size: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(starts [N + 1], pages, lengths [N]), int64: row i has pages[starts[i] : starts[i + 1]]."""
-    runs = np.array([run for shard in shards for run in shard], dtype=np.int64).reshape(-1, 2)
-    first_slots, num_tokens = runs.T
-    assert not (first_slots % page_size).any(), "a run begins inside a page"
-    num_pages = -(-num_tokens // page_size)
-    # Runs and pages before each row, tokens before each run.
-    run_starts = np.cumsum([0, *map(len, shards)])
-    page_starts, token_starts = (np.append(0, np.cumsum(x)) for x in (num_pages, num_tokens))
-    within = np.arange(page_starts[-1]) - np.repeat(page_starts[:-1], num_pages)
-    pages = np.repeat(first_slots // page_size, num_pages) + within
-    return page_starts[run_starts], pages, np.diff(token_starts[run_starts])
-
-
-def _num_processors(device: torch.device) -> int:
+def num_processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; 1 where the interpreter runs."""
     if device.type != "cuda":
         return 1
     return torch.cuda.get_device_properties(device).multi_processor_count
