@@ -34,10 +34,8 @@ class Helix:
         heads: AxisHeads,
     ) -> None:
         self._batch, self._store, self._comm, self._heads = batch, store, comm, heads
-        device = batch.slots_T.device
-        self._held_N = torch.from_numpy(batch.held[comm.rank]).to(device)
         self._attend = kernels.paged_decode(store, batch.shards)
-        self._merge = kernels.merge(batch.held, batch.num_rows, device)
+        self._merge = kernels.merge(batch.held, batch.num_rows, batch.slots_T.device)
 
     def __call__(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
         """Of own heads; write the new K and V that belong here, attend, o [T, h, D]."""
@@ -45,7 +43,7 @@ class Helix:
         batch = self._batch
         written = batch.written_T
         self._store.write(layer, batch.slots_T, k_TKD[written], v_TKD[written])
-        q_NHD = q_THD[self._held_N]
+        q_NHD = q_THD[batch.held_N]
         o_NHD = torch.empty_like(q_NHD)
         lse_NH = q_NHD.new_empty(q_NHD.shape[:2], dtype=torch.float32)
         self._attend(layer, q_NHD, o_NHD, lse_NH)

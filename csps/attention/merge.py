@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from csps.attention.backends import MergeRows
+from csps.parallel.upload import upload
 
 
 def merge_into(acc_THD: Tensor, acc_lse_TH: Tensor, o_THD: Tensor, lse_TH: Tensor) -> None:
@@ -55,7 +56,7 @@ def merge_rows(
     rows_by_source: Sequence[np.ndarray], num_rows: int, device: torch.device
 ) -> MergeRows:
     """`Merge`, one source after the other."""
-    sources = [torch.from_numpy(rows).to(device) for rows in rows_by_source]
+    sources = upload(rows_by_source, device)
     sizes = [len(rows) for rows in sources]
 
     def merge(

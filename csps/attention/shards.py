@@ -148,13 +148,14 @@ class HeadsBatch:
 class HelixBatch:
     """One decode step of which every rank has all `num_rows` rows.
 
-    `held[p]`: rows whose sequences have KV on rank p, int64 on the host; `shards`: of those held
-    here, their keys, the row's own included where it is written here. `written_T`: rows whose K
-    and V belong here, `slots_T` where; int64.
+    `held[p]`: rows whose sequences have KV on rank p, int64 on the host; `held_N`: those of this
+    rank, on its device; `shards`: their keys here, the row's own included where it is written
+    here. `written_T`: rows whose K and V belong here, `slots_T` where; int64.
     """
 
     num_rows: int
     held: tuple[np.ndarray, ...]
     shards: tuple[tuple[Run, ...], ...]
+    held_N: Tensor
     written_T: Tensor
     slots_T: Tensor

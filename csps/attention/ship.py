@@ -12,6 +12,7 @@ from torch import Tensor
 from csps.attention.backends import Merge
 from csps.attention.merge import packed_row_bytes, unpack
 from csps.parallel.collectives import SequenceComm
+from csps.parallel.upload import upload
 
 Fill = Callable[[Tensor, Tensor], None]  # fills o [.., H, D] and lse [.., H] fp32
 
@@ -37,7 +38,7 @@ class QueryExchange:
         self._num_asked = num_asked
         self._num_shipped = {peer: len(rows) for peer, rows in shipped.items()}
         rows_M = np.concatenate([np.empty(0, np.int64), *shipped.values()])
-        self._rows_M = torch.from_numpy(rows_M).to(device)
+        (self._rows_M,) = upload([rows_M], device)
         self._merge = merge(list(shipped.values()), num_rows, device)
 
     def __call__(

@@ -20,6 +20,7 @@ from csps.attention.shards import (
 from csps.core.plan import StepPlan, Work
 from csps.core.shards import Slice
 from csps.engine.block_table import BlockTable
+from csps.parallel.upload import upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +91,8 @@ def token_batch(plan: StepPlan, rank: int | None, device: torch.device) -> Token
             positions += range(piece.start, piece.stop)
         if work.sample and rank in (None, work.slices[-1].rank):
             samples.append(SampleRow(work.seq_id, len(token_ids) - 1, work.stop))
-    return TokenBatch(
-        token_ids_T=torch.tensor(token_ids, dtype=torch.int64, device=device),
-        positions_T=torch.tensor(positions, dtype=torch.int64, device=device),
-        samples=tuple(samples),
-        scores=tuple(scores),
-    )
+    columns = [np.array(column, dtype=np.int64) for column in (token_ids, positions)]
+    return TokenBatch(*upload(columns, device), samples=tuple(samples), scores=tuple(scores))
 
 
 def _score_runs(work: Work, piece: Slice, row: int) -> list[ScoreRun]:
@@ -152,9 +149,8 @@ def prefill_batch(
                     runs=table.runs(rank, work.stop),
                 )
             )
-    return PrefillBatch(
-        tuple(sequences), tuple(sparse), torch.tensor(slots, dtype=torch.int64, device=device)
-    )
+    (slots_T,) = upload([np.array(slots, dtype=np.int64)], device)
+    return PrefillBatch(tuple(sequences), tuple(sparse), slots_T)
 
 
 def _query_runs(
@@ -215,9 +211,10 @@ def decode_batch(
             shards.append(table.runs(rank, work.stop))
         elif held[rank]:
             answered.setdefault(master, []).append(table.runs(rank, work.stop))
+    (slots_T,) = upload([np.array(slots, dtype=np.int64)], device)
     return DecodeBatch(
         shards=tuple(shards),
-        slots_T=torch.tensor(slots, dtype=torch.int64, device=device),
+        slots_T=slots_T,
         shipped={peer: np.array(rows, dtype=np.int64) for peer, rows in shipped.items()},
         answered={peer: tuple(runs) for peer, runs in answered.items()},
     )
@@ -232,7 +229,8 @@ def heads_batch(plan: StepPlan, tables: dict[int, BlockTable], device: torch.dev
         num_keys = work.stop if work.num_tokens == 1 else work.start
         sequences.append(HeadsSequence(len(slots), work.num_tokens, table.runs(0, num_keys)))
         slots += table.slots(work.start, work.stop)
-    return HeadsBatch(tuple(sequences), torch.tensor(slots, dtype=torch.int64, device=device))
+    (slots_T,) = upload([np.array(slots, dtype=np.int64)], device)
+    return HeadsBatch(tuple(sequences), slots_T)
 
 
 def helix_batch(
@@ -253,11 +251,13 @@ def helix_batch(
         if work.slices[0].rank == rank:
             written.append(row)
             slots += table.slots(work.start, work.stop)
-
+    columns = [np.array(column, dtype=np.int64) for column in (held[rank], written, slots)]
+    held_N, written_T, slots_T = upload(columns, device)
     return HelixBatch(
         num_rows=len(plan.work),
         held=tuple(np.array(rows, dtype=np.int64) for rows in held),
         shards=tuple(shards),
-        written_T=torch.tensor(written, dtype=torch.int64, device=device),
-        slots_T=torch.tensor(slots, dtype=torch.int64, device=device),
+        held_N=held_N,
+        written_T=written_T,
+        slots_T=slots_T,
     )

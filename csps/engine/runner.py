@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from csps.engine.lane import LaneEngine, LayoutEngine
 from csps.engine.placements import PlacedAttention, StepInputs
 from csps.engine.sampler import Draw, sample
 from csps.engine.scorer import score
+from csps.parallel.upload import upload
 
 
 @dataclass(slots=True)
@@ -91,8 +93,8 @@ class Runner:
     ) -> tuple[SampledToken, ...]:
         if not samples:
             return ()
-        rows = torch.tensor([row.row for row in samples], device=self.device)
-        logits_NV = layout.logits(hidden_TE[rows])
+        (rows_N,) = upload([np.array([row.row for row in samples])], self.device)
+        logits_NV = layout.logits(hidden_TE[rows_N])
         if logits_NV is None:
             return ()
         draws = []

@@ -3,13 +3,16 @@
 Suffixes: T rows of the batch, N rows of a chunk, E hidden size, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from csps.core.plan import ScoredTokens
 from csps.engine.batch import ScoreRun
+from csps.parallel.upload import upload
 
 # fp32 logits [N, V] of rows of the residual stream; None where another rank has them.
 Logits = Callable[[Tensor], Tensor | None]
@@ -21,26 +24,28 @@ CHUNK_ROWS = 128
 def score(logits: Logits, hidden_TE: Tensor, runs: Sequence[ScoreRun]) -> tuple[ScoredTokens, ...]:
     """One ScoredTokens a run, or none where `logits` are another rank's.
 
-    `hidden_TE` is what the model's `forward` returned.
+    `hidden_TE` is what the model's `forward` returned. The host waits for the device once.
     """
-    scored = []
-    for run in runs:
-        logprobs = _logprobs(logits, hidden_TE, run)
-        if logprobs is not None:
-            scored.append(ScoredTokens(run.seq_id, run.position, tuple(logprobs)))
-    return tuple(scored)
+    targets = upload([np.array(run.token_ids) for run in runs], hidden_TE.device) if runs else []
+    parts = [
+        part_N
+        for run, targets_T in zip(runs, targets, strict=True)
+        for part_N in _logprobs(logits, hidden_TE[run.row : run.row + len(targets_T)], targets_T)
+    ]
+    if not parts:
+        return ()
+    numbers = iter(torch.cat(parts).tolist())
+    return tuple(
+        ScoredTokens(run.seq_id, run.position, tuple(islice(numbers, len(run.token_ids))))
+        for run in runs
+    )
 
 
-def _logprobs(logits: Logits, hidden_TE: Tensor, run: ScoreRun) -> list[float] | None:
-    rows_TE = hidden_TE[run.row : run.row + len(run.token_ids)]
-    targets_T = torch.tensor(run.token_ids, dtype=torch.int64, device=hidden_TE.device)
-    logprobs: list[float] | None = []
+def _logprobs(logits: Logits, rows_TE: Tensor, targets_T: Tensor) -> Iterator[Tensor]:
+    """fp32 [N] of each chunk; every rank takes part in every chunk."""
     chunks = zip(rows_TE.split(CHUNK_ROWS), targets_T.split(CHUNK_ROWS), strict=True)
     for rows_NE, targets_N in chunks:
         logits_NV = logits(rows_NE)
-        if logits_NV is None:
-            logprobs = None  # and go on: every rank takes part in every chunk
-        elif logprobs is not None:
+        if logits_NV is not None:
             chosen_N = logits_NV.gather(1, targets_N[:, None])[:, 0]
-            logprobs += (chosen_N - logits_NV.logsumexp(dim=-1)).tolist()
-    return logprobs
+            yield chosen_N - logits_NV.logsumexp(dim=-1)
