@@ -56,6 +56,10 @@ class Runner:
         scored = score(layout.logits, hidden_TE, inputs.tokens.scores)
         for work in plan.work:
             self._states[work.seq_id].num_drawn += work.sample
+        if self.device.type == "cuda":
+            # What is reported is done: its pages may pass to the other lane, on another stream.
+            torch.cuda.current_stream(self.device).synchronize()
+        lane.clock.settle()
         wall_s = time.perf_counter() - begun
         attend = inputs.attend
         return StepResult(

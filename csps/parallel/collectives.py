@@ -1,6 +1,5 @@
 """Named transfers of one lane. Every byte that leaves a rank is counted here, by kind."""
 
-import time
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -9,7 +8,14 @@ from torch import Tensor
 
 from csps.core.plan import Lane
 from csps.parallel.mesh import Mesh
-from csps.parallel.overlap import CommClock, CommThread, Handle, InlineHandle, NothingToWaitFor
+from csps.parallel.overlap import (
+    CommClock,
+    CommThread,
+    Handle,
+    InlineHandle,
+    NothingToWaitFor,
+    mark,
+)
 
 
 class SequenceComm:
@@ -24,8 +30,8 @@ class SequenceComm:
         self._group = mesh.lanes[lane].sequence
         self._clock = clock
         # A lane's own thread: made lazily by the executor, so it inherits that lane's priority.
-        self._on_cpu = mesh.device.type == "cpu"
-        self._thread = CommThread(f"{lane}-comm") if self._on_cpu else None
+        self._device = mesh.device
+        self._thread = CommThread(f"{lane}-comm") if mesh.device.type == "cpu" else None
 
     def ring_shift(self, kind: str, outgoing: Tensor, incoming: Tensor) -> Handle:
         """Send `outgoing` to the next rank and fill `incoming` from the one before.
@@ -88,11 +94,11 @@ class SequenceComm:
 
         if thread is not None:
             return thread.submit(post, self._clock)
-        return InlineHandle(post(), self._clock)
+        return InlineHandle(post(), self._clock, self._device)
 
     def _start(self, sends: dict[int, Tensor], receives: dict[int, Tensor]) -> list[dist.Work]:
         group = self._group
-        if self._on_cpu:
+        if self._device.type == "cpu":
             # The group's own calls: torch.distributed's checks around them cost twice the
             # latency of the message, and decode sends two messages per layer.
             return [
@@ -144,20 +150,17 @@ class TensorComm:
         self._clock.bytes_sent["hidden"] += moved
         self._clock.bytes_received["hidden"] += moved
         work = dist.all_reduce(partial, group=self._group, async_op=True)
-        return InlineHandle([work], self._clock)
+        return InlineHandle([work], self._clock, partial.device)
 
     def gather_columns(self, part_NV: Tensor) -> Tensor | None:
         """Parts of equal width side by side, in rank order, on rank 0; None on the others."""
         if self._group is None:
             return part_NV
-        begun = time.perf_counter()
+        begun = mark(part_NV.device)
         is_root = self.rank == 0
         parts = [torch.empty_like(part_NV) for _ in range(self.size)] if is_root else None
         dist.gather(part_NV, parts, group=self._group, group_dst=0)
-        size = part_NV.numel() * part_NV.element_size()
-        spent = time.perf_counter() - begun
-        self._clock.comm_s += spent
-        self._clock.exposed_s += spent
+        self._clock.waited(begun, begun, mark(part_NV.device))
         size = part_NV.numel() * part_NV.element_size()
         self._clock.bytes_sent["logits"] += 0 if is_root else size
         self._clock.bytes_received["logits"] += (self.size - 1) * size if is_root else 0

@@ -61,16 +61,33 @@ def build_mesh(
     sp = world_size // tp
     s, t = divmod(rank, tp)
     groups = {}
+    timeout = timedelta(seconds=timeout_s)
     for lane in lanes:
-        sequence = _groups([[row * tp + col for row in range(sp)] for col in range(tp)], timeout_s)
-        tensor = _groups([[row * tp + col for col in range(tp)] for row in range(sp)], timeout_s)
+        is_urgent = lane is Lane.DECODE and device.type == "cuda"
+        columns = [[row * tp + col for row in range(sp)] for col in range(tp)]
+        rows = [[row * tp + col for col in range(tp)] for row in range(sp)]
+        sequence = _groups(columns, timeout, is_urgent)
+        tensor = _groups(rows, timeout, is_urgent)
         # Where a row is all there is, its group serves both layouts.
-        everyone = tensor if sp == 1 else _groups([list(range(world_size))], timeout_s)
+        everyone = tensor if sp == 1 else _groups([list(range(world_size))], timeout, is_urgent)
         groups[lane] = LaneGroups(sequence[t], tensor[s], everyone[0])
     return Mesh(sp=sp, tp=tp, s=s, t=t, device=device, lanes=groups)
 
 
-def _groups(members: list[list[int]], timeout_s: float) -> list[dist.ProcessGroup | None]:
+def _groups(
+    members: list[list[int]], timeout: timedelta, is_urgent: bool
+) -> list[dist.ProcessGroup | None]:
     # Every rank must make every group, in the same order, also those it is not part of.
-    timeout = timedelta(seconds=timeout_s)
-    return [dist.new_group(ranks, timeout=timeout) if len(ranks) > 1 else None for ranks in members]
+    return [
+        dist.new_group(ranks, timeout=timeout, pg_options=_urgent(timeout) if is_urgent else None)
+        if len(ranks) > 1
+        else None
+        for ranks in members
+    ]
+
+
+def _urgent(timeout: timedelta) -> object:
+    """Options of an NCCL group whose transfers run on a high-priority stream."""
+    options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
+    options._timeout = timeout
+    return options

@@ -2,7 +2,7 @@
 
 On CPU (Gloo) a transfer runs in a communication thread that waits for it, so its true
 end is known; on CUDA (NCCL) it is queued on the communicator's stream and `wait` makes
-the current stream wait, not the host.
+the current stream wait, not the host: there time is that of the current stream, by events.
 """
 
 import time
@@ -21,11 +21,24 @@ class Handle(Protocol):
     def wait(self) -> None: ...
 
 
+Mark = float | torch.cuda.Event
+
+
+def mark(device: torch.device) -> Mark:
+    """Now; on a GPU, when the current stream comes here."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
 class CommClock:
     """What the transfers of one lane cost since the last `reset`.
 
     comm_s: a transfer was under way; exposed_s: the lane had to wait for one; both in
-    seconds of this rank. bytes_sent, bytes_received: payload bytes of this rank, by kind.
+    seconds of this rank, complete after `settle`. bytes_sent, bytes_received: payload bytes of
+    this rank, by kind.
     """
 
     def __init__(self) -> None:
@@ -36,6 +49,25 @@ class CommClock:
         self.exposed_s = 0.0
         self.bytes_sent: Counter[str] = Counter()
         self.bytes_received: Counter[str] = Counter()
+        self._waits: list[tuple[Mark, Mark, Mark]] = []
+
+    def waited(self, posted: Mark, begun: Mark, ended: Mark) -> None:
+        """Of a transfer: when it was posted, and waited for."""
+        self._waits.append((posted, begun, ended))
+
+    def settle(self) -> None:
+        """Add up what was waited for. On a GPU the stream must have come to its end."""
+        for posted, begun, ended in self._waits:
+            self.comm_s += _seconds(posted, ended)
+            self.exposed_s += _seconds(begun, ended)
+        self._waits.clear()
+
+
+def _seconds(begun: Mark, ended: Mark) -> float:
+    if isinstance(begun, torch.cuda.Event):
+        return begun.elapsed_time(ended) / 1e3
+    assert not isinstance(ended, torch.cuda.Event), "marks of two clocks"
+    return ended - begun
 
 
 class NothingToWaitFor:
@@ -52,18 +84,17 @@ class InlineHandle:
     bound that is close where the caller waits soon (decode).
     """
 
-    def __init__(self, works: list[dist.Work], clock: CommClock) -> None:
+    def __init__(self, works: list[dist.Work], clock: CommClock, device: torch.device) -> None:
         self._works = works
         self._clock = clock
-        self._posted = time.perf_counter()
+        self._device = device
+        self._posted = mark(device)
 
     def wait(self) -> None:
-        begun = time.perf_counter()
+        begun = mark(self._device)
         for work in self._works:
             work.wait()
-        ended = time.perf_counter()
-        self._clock.exposed_s += ended - begun
-        self._clock.comm_s += ended - self._posted
+        self._clock.waited(self._posted, begun, mark(self._device))
 
 
 class _ThreadHandle:

@@ -1,14 +1,15 @@
 """A lane is a thread that runs its plans in order, beside the other lane.
 
-On CPU the prefill lane's thread gives way to the decode lane's (niceness), which is what a
-high-priority stream does on a GPU: a running stream keeps its tokens coming while a long
-prompt keeps every core busy.
+A running stream keeps its tokens coming while a long prompt keeps every core busy: on a CPU the
+prefill lane's thread gives way to the decode lane's (niceness), on a GPU each lane has a stream
+of its own, the decode lane's of high priority.
 """
 
 import os
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -55,9 +56,10 @@ class LaneThread:
         # Thread-local in OpenMP: each lane has its own team.
         torch.set_num_threads(self._num_threads)
         try:
-            while (plan := self._plans.get()) is not None:
-                self._check_order(plan)
-                self._report(self._runner.run(plan))
+            with _stream(self._lane, self._runner.device):
+                while (plan := self._plans.get()) is not None:
+                    self._check_order(plan)
+                    self._report(self._runner.run(plan))
         except BaseException as error:
             self._fail(error)
 
@@ -67,6 +69,15 @@ class LaneThread:
                 f"{plan.lane} step {plan.step_id} came where {self._next_step} was expected"
             )
         self._next_step += 1
+
+
+def _stream(lane: Lane, device: torch.device) -> AbstractContextManager[object]:
+    """Where a lane's kernels queue, as the thread's current stream and device."""
+    if device.type != "cuda":
+        return nullcontext()
+    stream = torch.cuda.Stream(device, priority=-1 if lane is Lane.DECODE else 0)
+    stream.wait_stream(torch.cuda.default_stream(device))  # on which the weights were loaded
+    return torch.cuda.stream(stream)
 
 
 def _give_way(thread_id: int) -> None:
