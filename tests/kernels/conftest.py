@@ -7,6 +7,8 @@ import pytest
 import torch
 
 collect_ignore_glob = [] if find_spec("triton") else ["test_*.py"]
+if not (torch.cuda.is_available() and find_spec("flashinfer")):
+    collect_ignore_glob.append("test_flashinfer.py")
 
 DTYPES = [torch.float32, torch.float16]
 if torch.cuda.is_available():

@@ -1,0 +1,72 @@
+"""What FlashInfer asks for, made from what attention has; without FlashInfer.
+
+Limits are those of its kernels, read in the source of 0.6.13. Suffix: R rows that have keys.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from csps.attention.shards import Run, page_lists
+
+# Of both its prefill kernels and its decode kernels.
+HEAD_DIMS = (64, 128, 256)
+DTYPES = (torch.bfloat16, torch.float16)
+# Decode without tensor cores: a thread has the dot products of all heads of a group.
+MAX_GROUP_WITHOUT_TENSOR_CORES = 3
+# Rows of a program in the kernel for Hopper, which never splits keys.
+HOPPER_ROWS = 128
+
+
+class PageTable(NamedTuple):
+    """Pages of the rows that have keys, on the host, int32 but for `rows`, which is int64.
+
+    Row rows[i] has pages indices[indptr[i] : indptr[i + 1]], and last_page_len[i] keys in the
+    last of them.
+    """
+
+    rows: Tensor  # [R]
+    indptr: Tensor  # [R + 1]
+    indices: Tensor
+    last_page_len: Tensor  # [R]
+
+
+def page_table(shards: Sequence[tuple[Run, ...]], page_size: int) -> PageTable:
+    """Rows without keys are left out: FlashInfer's log-sum-exp of nothing is finite (-5e4)."""
+    starts, pages, lengths = page_lists(shards, page_size)
+    rows_R = np.flatnonzero(lengths)
+    last_R = (lengths[rows_R] - 1) % page_size + 1
+    int32 = (np.append(starts[rows_R], len(pages)), pages, last_R)
+    return PageTable(
+        torch.from_numpy(rows_R), *(torch.from_numpy(x.astype(np.int32)) for x in int32)
+    )
+
+
+def natural_log(lse: Tensor, out: Tensor) -> None:
+    """Fill `out` with log-sum-exps by the natural logarithm; FlashInfer's are to base 2."""
+    torch.mul(lse, math.log(2), out=out)
+
+
+def uses_tensor_cores(group_size: int) -> bool:
+    """Whether decode should: else it has arithmetic enough to be slower than memory."""
+    return group_size > MAX_GROUP_WITHOUT_TENSOR_CORES
+
+
+def workspace_bytes(group_size: int, head_dim: int, num_processors: int) -> int:
+    """Of the partial outputs and log-sum-exps of one step's rows, where keys are split.
+
+    At most 2 programs a processor have tiles of 16, 64 or 128 rows with tensor cores, at most 32
+    a row each without; both times fp32 and the heads of a group.
+    """
+    tile = next(rows for rows in (16, 64, 128) if group_size <= rows or rows == 128)
+    rows = num_processors * 2 * tile * group_size
+    return 4 * rows * (head_dim + 1) + (1 << 20)
+
+
+def splits_keys(num_rows: int, num_heads: int, num_processors: int) -> bool:
+    """Whether rows over contiguous keys are too few to keep a GPU busy without that."""
+    return -(-num_rows // HOPPER_ROWS) * num_heads < num_processors
