@@ -12,7 +12,8 @@ Backend = Annotated[
     AttentionBackend,
     typer.Option(
         help="Kernels that attend. torch: the device's fused attention. triton: CSPS's own, on "
-        "GPUs. auto: triton on a GPU that can run it, else torch.",
+        "GPUs. flashinfer: its dense prefill and decode, the rest triton's. auto: on a GPU the "
+        "fastest of each phase, timed at start; torch on a CPU.",
         rich_help_panel=_PANEL,
     ),
 ]

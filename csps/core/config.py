@@ -23,9 +23,10 @@ class DType(StrEnum):
 class AttentionBackend(StrEnum):
     """Whose kernels a rank attends with."""
 
-    AUTO = "auto"  # triton on a GPU that can run it, else torch
+    AUTO = "auto"  # on a GPU, the fastest of each phase; torch on a CPU
     TORCH = "torch"
     TRITON = "triton"
+    FLASHINFER = "flashinfer"  # and triton, where it has no kernel
 
 
 # New tokens of a prefill step, by what computes it, where nobody says how many: few enough that a

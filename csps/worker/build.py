@@ -15,7 +15,7 @@ from csps.attention.backends import Kernels
 from csps.attention.transfer import KVShape
 from csps.checkpoint.config import read_config
 from csps.checkpoint.locate import locate
-from csps.core.config import AttentionBackend, WorkerSetup
+from csps.core.config import WorkerSetup
 from csps.core.heads import AxisHeads
 from csps.core.model_config import ModelConfig
 from csps.core.plan import Lane, Layout
@@ -104,11 +104,11 @@ def _parts(config: ModelConfig, setup: WorkerSetup, mesh: Mesh) -> _Parts:
 
 
 class Built(NamedTuple):
-    """A rank that can run steps. `num_pages`: of its pool. `backend`: of its kernels."""
+    """A rank that can run steps. `num_pages`: of its pool. `backend`: whose kernels attend."""
 
     runner: Runner
     num_pages: int
-    backend: AttentionBackend
+    backend: str
 
 
 # The rank's part of the model, its weights as the type given and for so many positions.
@@ -162,7 +162,13 @@ def assemble(
         wire=setup.csa.wire,
     )
     num_threads = num_cpu_threads(setup, place)
-    chosen = choose_kernels(setup.attention_backend, shape, mesh.device, num_threads=num_threads)
+    chosen = choose_kernels(
+        setup.attention_backend,
+        shape,
+        mesh.device,
+        num_kv_heads=max(parts.held.heads.num_kv_heads, 1),
+        num_threads=num_threads,
+    )
     # Only a prefill over KV by token range fetches blocks.
     by_head = setup.placement is Placement.HEADS
     staging_blocks = 0 if by_head else -(-max_model_len // setup.block_size)
@@ -190,7 +196,7 @@ def assemble(
         eos_ids=frozenset(config.eos_token_ids),
         device=mesh.device,
     )
-    return Built(runner, num_pages, chosen.backend)
+    return Built(runner, num_pages, str(chosen))
 
 
 def _placed_attention(

@@ -1,60 +1,74 @@
-"""What a rank attends with: what --attention-backend means on its device.
-
-Suffixes: T rows or tokens of a page, H query heads, G query heads of a KV head, D head dim, I
-items, R rows of an item, P pages, B tokens of a page.
-"""
+"""What a rank attends with: what --attention-backend means on its device."""
 
 import importlib
 import logging
+import time
+from collections import Counter
+from collections.abc import Mapping
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from csps.attention.backends import Kernels, PageLists, torch_cuda
+from csps.attention.backends import Kernels, torch_cuda
+from csps.attention.backends.flashinfer_tables import DTYPES, HEAD_DIMS, HOPPER_ROWS
 from csps.attention.backends.torch_cpu import cpu_kernels
-from csps.attention.int8 import quantize
-from csps.attention.score import BlockKeys
-from csps.attention.select import Rows
 from csps.attention.transfer import KVShape
 from csps.core.config import AttentionBackend
 from csps.core.errors import ConfigError
 from csps.model.layers import upcasts
+from csps.worker.trials import Inputs, TrialSize, check, random_inputs, seconds
 
 logger = logging.getLogger(__name__)
 
 FLAG = "--attention-backend"
-# Of bf16 against fp32, on normal inputs.
-TOLERANCE = 3e-2
+INSTALL = {AttentionBackend.TRITON: "csps[gpu]", AttentionBackend.FLASHINFER: "csps[flashinfer]"}
+# What kernels are timed on: an 8K prompt, 4K of a sparse one, 8 streams of 8K.
+TYPICAL_TOKENS, TYPICAL_TILE_TOKENS, TYPICAL_ROWS = 8192, 4096, 8
 
 
 class ChosenKernels(NamedTuple):
-    """`backend` is never AUTO."""
+    """`backends`: whose kernel each phase (field of Kernels) has, never AUTO."""
 
-    backend: AttentionBackend
+    backends: Mapping[str, AttentionBackend]
     kernels: Kernels
+
+    def __str__(self) -> str:
+        """Whose most kernels are, then the phases that differ: "triton (merge: torch)"."""
+        ((most, _),) = Counter(self.backends.values()).most_common(1)
+        others = [f"{phase}: {x}" for phase, x in self.backends.items() if x is not most]
+        return f"{most} ({', '.join(others)})" if others else str(most)
 
 
 def choose_kernels(
-    wanted: AttentionBackend, shape: KVShape, device: torch.device, *, num_threads: int
+    wanted: AttentionBackend,
+    shape: KVShape,
+    device: torch.device,
+    *,
+    num_kv_heads: int,
+    num_threads: int,
 ) -> ChosenKernels:
-    """ConfigError if TRITON is wanted and not installed, or this device cannot run it.
+    """AUTO takes torch's on a CPU, on a GPU the fastest of each phase.
 
-    AUTO tries it on GPUs alone. `num_threads`: of a CPU's kernels.
+    ConfigError if what is wanted is not installed, or does not run on this device with KV of
+    `num_kv_heads`. `num_threads`: of a CPU's kernels.
     """
-    if wanted is AttentionBackend.TRITON or (
-        wanted is AttentionBackend.AUTO and device.type == "cuda"
-    ):
-        try:
-            return ChosenKernels(AttentionBackend.TRITON, _triton_kernels(shape, device))
-        except ConfigError as error:
-            if wanted is AttentionBackend.TRITON:
-                raise
-            logger.warning("attending with torch: %s", error)
-    return ChosenKernels(
-        AttentionBackend.TORCH, torch_kernels(shape.dtype, device, num_threads=num_threads)
+    of_torch = torch_kernels(shape.dtype, device, num_threads=num_threads)
+    is_auto = wanted is AttentionBackend.AUTO
+    if wanted is AttentionBackend.TORCH or (is_auto and device.type != "cuda"):
+        return ChosenKernels(dict.fromkeys(Kernels._fields, AttentionBackend.TORCH), of_torch)
+    if not is_auto:
+        kernels = _load(wanted, shape, device)
+        _check_all(wanted, kernels, _few_pages(shape, num_kv_heads, device))
+        return ChosenKernels(dict.fromkeys(Kernels._fields, wanted), kernels)
+    begun = time.perf_counter()
+    chosen = fastest_by_phase(
+        {**_installed(shape, device), AttentionBackend.TORCH: of_torch},
+        tried_on=_few_pages(shape, num_kv_heads, device),
+        timed_on=random_inputs(shape, num_kv_heads, _typical(shape), device),
     )
+    torch.cuda.empty_cache()  # that memory is to be KV's
+    logger.info("attention kernels chosen in %.1f s", time.perf_counter() - begun)
+    return chosen
 
 
 def torch_kernels(dtype: torch.dtype, device: torch.device, *, num_threads: int) -> Kernels:
@@ -64,55 +78,116 @@ def torch_kernels(dtype: torch.dtype, device: torch.device, *, num_threads: int)
     return cpu_kernels(upcast=upcasts(dtype, device), num_threads=num_threads)
 
 
-def _triton_kernels(shape: KVShape, device: torch.device) -> Kernels:
-    """Triton's, tried out: it needs a driver, a C compiler and shared memory for the shapes."""
+def fastest_by_phase(
+    offered: Mapping[AttentionBackend, Kernels], *, tried_on: Inputs, timed_on: Inputs
+) -> ChosenKernels:
+    """Of each phase's kernels that are right on `tried_on`, the one that is fastest on `timed_on`.
+
+    A kernel that two backends share counts as the first one's. ConfigError if none is right.
+    """
+    backends: dict[str, AttentionBackend] = {}
+    for phase in Kernels._fields:
+        kernels = {getattr(x, phase): backend for backend, x in reversed(offered.items())}
+        times: dict[AttentionBackend, float] = {}
+        failures: list[str] = []
+        for kernel, backend in reversed(kernels.items()):
+            try:
+                check(phase, kernel, tried_on)
+                times[backend] = seconds(phase, kernel, timed_on)
+            except Exception as error:  # whatever it is, others may do better
+                failures.append(f"{backend}: {_one_line(error)}")
+        logger.info("%s: %s", phase, ", ".join(f"{x} {1e3 * s:.3f} ms" for x, s in times.items()))
+        for failure in failures:
+            logger.warning("%s is not computed by %s", phase, failure)
+        if not times:
+            raise ConfigError(f"{FLAG}: no kernel for {phase} runs here ({'; '.join(failures)})")
+        backends[phase] = min(times, key=times.__getitem__)
+    return ChosenKernels(
+        backends, Kernels(**{phase: getattr(offered[x], phase) for phase, x in backends.items()})
+    )
+
+
+def _check_all(wanted: AttentionBackend, kernels: Kernels, inputs: Inputs) -> None:
+    """A GPU needs a driver, a C compiler and shared memory for the shapes, for instance."""
+    for phase, kernel in kernels._asdict().items():
+        try:
+            check(phase, kernel, inputs)
+        except Exception as error:
+            device = inputs.q_TKGD.device
+            where = device if device.type == "cuda" else "a CPU: it needs a GPU"
+            raise ConfigError(
+                f"{FLAG}: {wanted} cannot run on {where} ({phase}: {_one_line(error)})"
+            ) from error
+
+
+def _installed(shape: KVShape, device: torch.device) -> dict[AttentionBackend, Kernels]:
+    """Backends beside torch, as far as they can be loaded for `shape`."""
+    found: dict[AttentionBackend, Kernels] = {}
+    for backend in (AttentionBackend.TRITON, AttentionBackend.FLASHINFER):
+        try:
+            found[backend] = _load(backend, shape, device)
+        except ConfigError as error:
+            logger.warning("attending without %s: %s", backend, error)
+    return found
+
+
+def _load(wanted: AttentionBackend, shape: KVShape, device: torch.device) -> Kernels:
+    """Import a backend; its kernels are yet to be tried."""
+    if wanted is AttentionBackend.FLASHINFER:
+        _check_flashinfer(shape, device)
     try:
-        kernels: Kernels = importlib.import_module("csps.attention.backends.triton").KERNELS
+        module = importlib.import_module(f"csps.attention.backends.{wanted}")
     except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
         raise ConfigError(
-            f"{FLAG}: {error.name} is not installed: pip install 'csps[gpu]'"
+            f"{FLAG}: {package} is not installed: pip install '{INSTALL[wanted]}'"
         ) from None
     except Exception as error:  # a broken installation fails in many ways
-        raise ConfigError(f"{FLAG}: triton cannot be imported: {_one_line(error)}") from error
-    try:
-        _try_out(kernels, shape, device)
-    except Exception as error:
-        where = device if device.type == "cuda" else "a CPU: it needs a GPU"
-        raise ConfigError(f"{FLAG}: triton cannot run on {where} ({_one_line(error)})") from error
+        raise ConfigError(f"{FLAG}: {wanted} cannot be imported: {_one_line(error)}") from error
+    kernels: Kernels = (
+        module.kernels(shape.group_size)
+        if wanted is AttentionBackend.FLASHINFER
+        else module.KERNELS
+    )
     return kernels
 
 
-def _try_out(kernels: Kernels, shape: KVShape, device: torch.device) -> None:
-    """AssertionError if a kernel is wrong on a page of random tokens; what it raises itself."""
-    generator = torch.Generator().manual_seed(0)
-    q_THD, k_T1D, v_T1D = (
-        torch.randn(shape.block_size, heads, shape.head_dim, generator=generator).to(shape.dtype)
-        for heads in (shape.group_size, 1, 1)
-    )
-    expected = _run_each(
-        cpu_kernels(upcast=False, num_threads=1), *(x.float() for x in (q_THD, k_T1D, v_T1D))
-    )
-    got = _run_each(kernels, *(x.to(device) for x in (q_THD, k_T1D, v_T1D)))
-    for one, other in zip(got, expected, strict=True):
-        torch.testing.assert_close(one.float().cpu(), other, rtol=TOLERANCE, atol=TOLERANCE)
+def _check_flashinfer(shape: KVShape, device: torch.device) -> None:
+    """ConfigError says what about this rank it has no kernels for."""
+    if device.type != "cuda":
+        raise ConfigError(f"{FLAG}: flashinfer needs a GPU and CUDA; triton and torch run on CPUs")
+    if shape.dtype not in DTYPES:
+        raise ConfigError(
+            f"{FLAG}: flashinfer has no kernels for {str(shape.dtype).removeprefix('torch.')}: "
+            "--dtype bfloat16"
+        )
+    if shape.head_dim not in HEAD_DIMS:
+        raise ConfigError(
+            f"{FLAG}: flashinfer has kernels for head dims {HEAD_DIMS}, not {shape.head_dim}"
+        )
 
 
-def _run_each(kernels: Kernels, q_THD: Tensor, k_T1D: Tensor, v_T1D: Tensor) -> list[Tensor]:
-    """o and lse of every kernel."""
-    causal = kernels.partial(q_THD, k_T1D, v_T1D, causal=True)
-    last = kernels.partial(q_THD[-1:], k_T1D, v_T1D, causal=False)
-    q_1GTD = q_THD.transpose(0, 1).contiguous()[None]
-    k_1TD, v_1TD = (x.transpose(0, 1).contiguous() for x in (k_T1D, v_T1D))
-    one_page = torch.tensor([0, 1], dtype=torch.int32, device=k_1TD.device)
-    lists = PageLists(one_page, one_page[:1].clone(), longest=1)
-    sparse = kernels.block_sparse(q_1GTD.flatten(1, 2), k_1TD, v_1TD, lists)
-    diagonal = kernels.diagonal(q_1GTD, k_1TD, v_1TD)
-    probes = Rows(*quantize(q_1GTD[:, :1, :0]), q_1GTD[:, :1])
-    positions = np.arange(len(k_T1D))[None, None]
-    scores = kernels.score(
-        probes, positions, np.array([0]), BlockKeys(k_1TD, np.array([[0]])), np.array([0])
+def _few_pages(shape: KVShape, num_kv_heads: int, device: torch.device) -> Inputs:
+    """Two; on a GPU, prompts that fill it: kernels for few rows may be others."""
+    num_tokens = 2 * shape.block_size
+    if device.type == "cuda":
+        num_processors = torch.cuda.get_device_properties(device).multi_processor_count
+        num_heads = num_kv_heads * shape.group_size
+        num_tokens = max(num_tokens, -(-num_processors // num_heads) * HOPPER_ROWS)
+    size = TrialSize(num_tokens, num_tiles=2, pages_per_tile=2, num_rows=3, pages_per_row=2)
+    return random_inputs(shape, num_kv_heads, size, device)
+
+
+def _typical(shape: KVShape) -> TrialSize:
+    """Sparse tiles see a quarter of their pages."""
+    num_tiles = -(-TYPICAL_TILE_TOKENS // shape.block_size)
+    return TrialSize(
+        TYPICAL_TOKENS,
+        num_tiles=num_tiles,
+        pages_per_tile=-(-num_tiles // 4),
+        num_rows=TYPICAL_ROWS,
+        pages_per_row=-(-TYPICAL_TOKENS // shape.block_size),
     )
-    return [*causal, *last, *sparse, *diagonal, scores.lse]
 
 
 def _one_line(error: Exception) -> str:

@@ -125,7 +125,7 @@ class Worker:
             self._metrics.ready(built.num_pages)
         ready = worker_pb2.Ready(
             num_blocks=built.num_pages,
-            attention_backend=built.backend.value,
+            attention_backend=built.backend,
             device=mesh.device.type,
         )
         self._reports.put(worker_pb2.WorkerReport(ready=ready))

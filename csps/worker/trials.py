@@ -1,0 +1,280 @@
+"""The kernel of each phase on random tokens: whether it is right here, and how long it takes.
+
+Suffixes: T tokens, H query heads, K KV heads, G query heads of a KV head, R rows of an item, D
+head dim, I items (a tile of a KV head), N tiles or rows of a decode step, E probes, B tokens of a
+page, J blocks, M partial outputs.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from csps.attention.backends import (
+    BlockSparse,
+    Diagonal,
+    Merge,
+    PagedDecode,
+    PageLists,
+    Partial,
+    Score,
+)
+from csps.attention.backends.torch_cpu import cpu_kernels
+from csps.attention.int8 import quantize
+from csps.attention.merge import pack
+from csps.attention.score import BlockKeys
+from csps.attention.select import Rows
+from csps.attention.shards import Run
+from csps.attention.transfer import KVShape
+from csps.engine.kv_pool import KVPool
+
+# Of bf16 against fp32, on normal inputs.
+TOLERANCE = 3e-2
+REPEATS = 5
+# A kernel that has taken this long has been timed well enough.
+ENOUGH_S = 0.05
+# Rows of a tile and head that choose pages, and as many probes.
+SAMPLED_ROWS = 8
+# Ranks that answer for a row of a decode step.
+NUM_SOURCES = 3
+
+Call = Callable[[], list[Tensor]]
+
+
+class TrialSize(NamedTuple):
+    """Tokens of a dense prompt; tiles, and pages of each; rows of a decode step, and of each."""
+
+    num_tokens: int
+    num_tiles: int
+    pages_per_tile: int
+    num_rows: int
+    pages_per_row: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Queries, and keys and values in the pool of one layer. Token t of a prompt has slot t."""
+
+    size: TrialSize
+    page_size: int
+    num_pages: int
+    store: KVPool
+    q_TKGD: Tensor
+
+    def queries(self) -> Tensor:
+        """[T, H, D]."""
+        return self.q_TKGD.flatten(1, 2)
+
+    def tiles(self) -> Tensor:
+        """Queries of the first tiles, by KV head: [I, G, B, D]."""
+        tiles_TKGD = self.q_TKGD[: self.size.num_tiles * self.page_size]
+        tiles_NBKGD = tiles_TKGD.unflatten(0, (-1, self.page_size))
+        return tiles_NBKGD.permute(2, 0, 3, 1, 4).flatten(0, 1).contiguous()
+
+    def tile_pages(self) -> np.ndarray:
+        """Flat pages of the first tiles' own tokens, [K, N]."""
+        tiles = np.arange(self.size.num_tiles)
+        return np.stack([self.store.flat_pages(0, k, tiles) for k in range(self.q_TKGD.shape[1])])
+
+    def in_fp32(self) -> "Inputs":
+        """The same numbers, on the CPU."""
+        _, num_kv_heads, _, head_dim = self.q_TKGD.shape
+        host = torch.device("cpu")
+        pool = _pool(self.num_pages, self.page_size, num_kv_heads, head_dim, torch.float32, host)
+        pool.flat_keys.copy_(self.store.flat_keys)
+        pool.flat_values.copy_(self.store.flat_values)
+        return replace(self, store=pool, q_TKGD=self.q_TKGD.to("cpu", torch.float32))
+
+
+def random_inputs(
+    shape: KVShape, num_kv_heads: int, size: TrialSize, device: torch.device
+) -> Inputs:
+    """Normal, of a fixed seed."""
+    size = size._replace(num_tokens=-(-size.num_tokens // shape.block_size) * shape.block_size)
+    num_pages = max(
+        size.num_tokens // shape.block_size,
+        size.num_tiles,
+        size.pages_per_tile,
+        size.num_rows * size.pages_per_row,
+    )
+    store = _pool(num_pages, shape.block_size, num_kv_heads, shape.head_dim, shape.dtype, device)
+    num_queries = max(size.num_tokens, size.num_tiles * shape.block_size, size.num_rows)
+    q_TKGD = store.flat_keys.new_empty(num_queries, num_kv_heads, shape.group_size, shape.head_dim)
+    generator = torch.Generator(device).manual_seed(0)
+    for x in (store.flat_keys, store.flat_values, q_TKGD):
+        x.normal_(generator=generator)
+    return Inputs(size, shape.block_size, num_pages, store, q_TKGD)
+
+
+def _pool(
+    num_pages: int,
+    page_size: int,
+    num_kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> KVPool:
+    return KVPool(
+        num_layers=1,
+        num_pages=num_pages,
+        block_size=page_size,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        staging_blocks=0,
+        dtype=dtype,
+        device=device,
+    )
+
+
+# Each prepares what a step prepares once, and returns what a layer calls: the phase's outputs.
+
+
+def _partial(kernel: Partial, inputs: Inputs) -> Call:
+    """A whole prompt, then its last token again: many rows and few may take different ways."""
+    num_tokens = inputs.size.num_tokens
+    q_THD = inputs.queries()[:num_tokens]
+    k_TKD, v_TKD = inputs.store.view(0, Run(0, num_tokens))
+
+    def call() -> list[Tensor]:
+        whole = kernel(q_THD, k_TKD, v_TKD, causal=True)
+        return [*whole, *kernel(q_THD[-1:], k_TKD, v_TKD, causal=False)]
+
+    return call
+
+
+def _block_sparse(kernel: BlockSparse, inputs: Inputs) -> Call:
+    """Pages drawn from all of the item's head; the first item has none."""
+    q_IRD = inputs.tiles().flatten(1, 2)
+    rng, per_item = np.random.default_rng(0), inputs.size.pages_per_tile
+    items_of_head = inputs.size.num_tiles
+    drawn = [
+        inputs.store.flat_pages(0, item // items_of_head, rng.permutation(inputs.num_pages))
+        for item in range(1, len(q_IRD))
+    ]
+    pages = np.concatenate([x[:per_item] for x in drawn]) if drawn else np.empty(0)
+    starts = np.append(0, np.arange(len(q_IRD)) * per_item)
+    lists = PageLists(
+        *(torch.from_numpy(x.astype(np.int32)).to(q_IRD.device) for x in (starts, pages)),
+        longest=per_item,
+    )
+    store = inputs.store
+    return lambda: list(kernel(q_IRD, store.flat_keys, store.flat_values, lists))
+
+
+def _diagonal(kernel: Diagonal, inputs: Inputs) -> Call:
+    q_IGBD = inputs.tiles()
+    pages = torch.from_numpy(inputs.tile_pages().flatten()).to(q_IGBD.device)
+    k_IBD, v_IBD = inputs.store.flat_keys[pages], inputs.store.flat_values[pages]
+    return lambda: list(kernel(q_IGBD, k_IBD, v_IBD))
+
+
+def _score(kernel: Score, inputs: Inputs) -> Call:
+    """Probes alone are compared: rows that choose may have a fast exponential."""
+    num_tiles, num_kv_heads = inputs.size.num_tiles, inputs.q_TKGD.shape[1]
+    tiles = np.arange(num_tiles)
+    offsets = np.linspace(0, inputs.page_size - 1, 2 * SAMPLED_ROWS).astype(np.int64)
+    positions_KNR = np.broadcast_to(
+        tiles[:, None] * inputs.page_size + offsets, (num_kv_heads, num_tiles, len(offsets))
+    ).copy()
+    q_KNGBD = inputs.tiles().unflatten(0, (num_kv_heads, num_tiles))
+    sampled_KNRD = q_KNGBD[:, :, 0, torch.from_numpy(offsets)]
+    chosen, probes = sampled_KNRD.split(SAMPLED_ROWS, dim=2)
+    rows = Rows(*quantize(chosen), probes)
+    keys_pages = inputs.tile_pages()
+
+    def call() -> list[Tensor]:
+        keys = BlockKeys(inputs.store.flat_keys, keys_pages)
+        scores = kernel(rows, positions_KNR, tiles, keys, tiles)
+        _, probe_masses = scores.masses(scores.lse, SAMPLED_ROWS)
+        return [scores.lse[:, :, SAMPLED_ROWS:], probe_masses]
+
+    return call
+
+
+def _paged_decode(kernel: PagedDecode, inputs: Inputs) -> Call:
+    """Shards of two runs, the last page of which is half full; the last row has no keys."""
+    size, page_size = inputs.size, inputs.page_size
+    first = size.pages_per_row // 2
+    shards: list[tuple[Run, ...]] = []
+    for row in range(size.num_rows - 1):
+        page = row * size.pages_per_row
+        runs = (page + first, size.pages_per_row - first), (page, first)
+        in_slots = [Run(at * page_size, num * page_size) for at, num in runs if num]
+        *whole, last = in_slots
+        shards.append((*whole, last._replace(num_tokens=last.num_tokens - page_size // 2)))
+    rows = kernel(inputs.store, [*shards, ()])
+    q_NHD = inputs.queries()[: size.num_rows]
+    o_NHD = torch.full_like(q_NHD, torch.nan)
+    lse_NH = q_NHD.new_full(q_NHD.shape[:2], torch.nan, dtype=torch.float32)
+
+    def call() -> list[Tensor]:
+        rows(0, q_NHD, o_NHD, lse_NH)
+        return [o_NHD, lse_NH]
+
+    return call
+
+
+def _merge(kernel: Merge, inputs: Inputs) -> Call:
+    """Sources have all rows but one, each another."""
+    num_rows = inputs.size.num_rows
+    by_source = [np.delete(np.arange(num_rows), source % num_rows) for source in range(NUM_SOURCES)]
+    num_partials = sum(map(len, by_source))
+    o_THD = inputs.queries()
+    picked = torch.arange(num_partials, device=o_THD.device) % len(o_THD)
+    message_MB = pack(o_THD[picked], o_THD[picked, :, 0].float())
+    own_THD = o_THD[:num_rows].float()
+    out_THD = torch.full_like(o_THD[:num_rows], torch.nan)
+    merge = kernel(by_source, num_rows, o_THD.device)
+
+    def call() -> list[Tensor]:
+        merge(message_MB, out_THD, (own_THD.clone(), own_THD[..., 1].clone()))
+        return [out_THD]
+
+    return call
+
+
+# By field of Kernels.
+TRIALS: Mapping[str, Callable[[Any, Inputs], Call]] = {
+    "partial": _partial,
+    "block_sparse": _block_sparse,
+    "diagonal": _diagonal,
+    "score": _score,
+    "paged_decode": _paged_decode,
+    "merge": _merge,
+}
+
+
+def check(phase: str, kernel: object, inputs: Inputs) -> None:
+    """AssertionError if a phase's kernel is wrong on `inputs`; what it raises itself."""
+    exact = getattr(cpu_kernels(upcast=False, num_threads=1), phase)
+    expected = TRIALS[phase](exact, inputs.in_fp32())()
+    for one, other in zip(TRIALS[phase](kernel, inputs)(), expected, strict=True):
+        torch.testing.assert_close(one.float().cpu(), other, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def seconds(phase: str, kernel: object, inputs: Inputs) -> float:
+    """Median time of a layer's call, from when the device has nothing else to do."""
+    call = TRIALS[phase](kernel, inputs)
+    call()  # what is compiled is compiled now
+    times: list[float] = []
+    while len(times) < REPEATS and sum(times) < ENOUGH_S:
+        times.append(_timed(call, inputs.q_TKGD.device))
+    return statistics.median(times)
+
+
+def _timed(call: Call, device: torch.device) -> float:
+    if device.type != "cuda":
+        begun = time.perf_counter()
+        call()
+        return time.perf_counter() - begun
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
