@@ -7,6 +7,7 @@ Suffixes: N rows, H query heads, K KV heads, P pages, B tokens of a page, D head
 M query heads of a KV head (padded), L keys of a step.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from csps_kernels.merge import MergePlan, merge
 from csps_kernels.online_softmax import add_block, base_2_scale, finish
-from csps_kernels.tables import upload
+from csps_kernels.tables import pack, padded_size, upload
 
 # Programs that a multiprocessor holds at a time, and how many times that many there should be:
 # the more, the smaller the part of the device that idles at the end.
@@ -52,6 +53,72 @@ def plan_decode(
     All three int64, and no page more than the keys take. `num_processors`: multiprocessors of
     the device, which the chunks are to fill.
     """
+    tables = _tables(starts, pages, lengths, page_size, num_kv_heads, num_processors)
+    chunks_C3, pages_P, starts_N, index_C = upload(tables, device)
+    return DecodePlan(chunks_C3, pages_P, MergePlan(starts_N, index_C))
+
+
+class FixedPlan:
+    """Plans of steps of `num_rows` rows, one after the other, at one place on the device.
+
+    What was launched with `plan` runs again for other rows once they are loaded: a CUDA graph
+    can. Its grid is that of the most chunks there can be; those that a step has not have no keys.
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        max_pages: int,
+        *,
+        page_size: int,
+        num_kv_heads: int,
+        num_processors: int,
+        device: torch.device,
+    ) -> None:
+        """`max_pages`: of all rows together."""
+        self._shape = page_size, num_kv_heads, num_processors
+        chunks = max_chunks(num_rows, num_kv_heads, num_processors)
+        # Pages come last, so that what a step has of them ends what is copied.
+        shapes = [(chunks, 3), (num_rows + 1,), (chunks,), (max_pages,)]
+        sizes = [padded_size(math.prod(shape)) for shape in shapes]
+        self._table = torch.zeros(sum(sizes), dtype=torch.int32, device=device)
+        parts = zip(self._table.split(sizes), shapes, strict=True)
+        chunks_C3, starts, index, pages = (
+            part[: math.prod(shape)].view(shape) for part, shape in parts
+        )
+        self.plan = DecodePlan(chunks_C3, pages, MergePlan(starts, index))
+
+    def load(self, starts: np.ndarray, pages: np.ndarray, lengths: np.ndarray) -> None:
+        """As of `plan_decode`, in one transfer that the host does not wait for."""
+        chunks_C3, pages, first_chunks, parts = _tables(starts, pages, lengths, *self._shape)
+        num_chunks = len(self.plan.chunks)
+        assert len(chunks_C3) <= num_chunks, "more chunks than max_chunks"
+        assert len(pages) <= len(self.plan.pages), "more pages than max_pages"
+        none = num_chunks - len(chunks_C3)
+        fill = np.pad(chunks_C3, ((0, none), (0, 0))), first_chunks, np.pad(parts, (0, none)), pages
+        host = pack(list(fill), self._table.device)
+        self._table[: len(host)].copy_(host, non_blocking=True)
+
+
+def max_chunks(num_rows: int, num_kv_heads: int, num_processors: int) -> int:
+    """More than any `num_rows` rows are cut into.
+
+    Of n keys in all, in chunks of c: n / c, one more a row as its last page and its last chunk
+    may be partly filled. c is at least MIN_KEYS, and n / programs a KV head, rounded down.
+    """
+    programs = num_processors * PROGRAMS_PER_PROCESSOR * TURNS
+    return programs * (MIN_KEYS + 1) // (MIN_KEYS * num_kv_heads) + 2 * num_rows + 1
+
+
+def _tables(
+    starts: np.ndarray,
+    pages: np.ndarray,
+    lengths: np.ndarray,
+    page_size: int,
+    num_kv_heads: int,
+    num_processors: int,
+) -> list[np.ndarray]:
+    """Those of a DecodePlan, on the host."""
     num_pages = np.diff(starts)
     assert (num_pages == -(-lengths // page_size)).all(), "pages do not match lengths"
     programs = num_processors * PROGRAMS_PER_PROCESSOR * TURNS
@@ -70,8 +137,7 @@ def plan_decode(
     order = np.argsort(-keys_C, kind="stable")
     parts = np.empty_like(order)
     parts[order] = np.arange(len(order))
-    tables = upload([chunks[order], pages, first_chunks, parts], device)
-    return DecodePlan(tables[0], tables[1], MergePlan(tables[2], tables[3]))
+    return [chunks[order], pages, first_chunks, parts]
 
 
 @triton.jit

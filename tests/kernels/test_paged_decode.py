@@ -16,6 +16,7 @@ from csps_kernels.paged_decode import (
     PROGRAMS_PER_PROCESSOR,
     TURNS,
     DecodePlan,
+    max_chunks,
     paged_decode,
     plan_decode,
 )
@@ -158,6 +159,25 @@ def test_chunks_cover_each_key_once(lengths: list[int]) -> None:
     assert (np.diff(chunks[:, 2]) <= 0).all(), "long chunks go first"
 
 
+def test_no_more_chunks_than_there_is_room_for() -> None:
+    draw = np.random.default_rng(0)
+    for _ in range(300):
+        num_rows, num_kv_heads, num_processors = (int(draw.integers(1, x)) for x in (65, 9, 133))
+        page_size = int(draw.choice([1, 16, 64, 256]))
+        lengths = (2 ** draw.uniform(0, 17, num_rows)).astype(np.int64) - 1
+        starts = np.concatenate(([0], np.cumsum(-(-lengths // page_size))))
+        plan = plan_decode(
+            starts,
+            np.zeros(starts[-1], np.int64),
+            lengths,
+            page_size=page_size,
+            num_kv_heads=num_kv_heads,
+            num_processors=num_processors,
+            device=torch.device("cpu"),
+        )
+        assert len(plan.chunks) <= max_chunks(num_rows, num_kv_heads, num_processors)
+
+
 def test_equal_to_torch_on_a_store(device) -> None:
     """The backend's rows over runs of a pool, in every layer, as the CPU's loop has them."""
     cpu = torch.device("cpu")
@@ -179,7 +199,7 @@ def test_equal_to_torch_on_a_store(device) -> None:
         flat.normal_(generator=generator)
         copy.copy_(flat)
     shards = [(Run(16, 8), Run(40, 24), Run(0, 3)), (), (Run(72, 1),), (Run(64, 16),)]
-    attend = triton_decode.paged_decode(pool, shards)
+    attend = triton_decode.PagedDecode()(pool, shards)
     attend_host = RowByRow(TorchCpu(upcast=False))(host, shards)
     for layer in range(3):
         q = torch.randn(len(shards), 4, 32, generator=generator)

@@ -1,7 +1,7 @@
 """Kernels behind interfaces: contiguous keys, pages, the diagonal of tiles, decode, its merge."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -84,6 +84,26 @@ class PagedDecode(Protocol):
 
         Row i attends to `shards[i]`. A run begins with a page; only the last may end inside one.
         """
+        ...
+
+
+class FixedRows(DecodeRows, Protocol):
+    """Rows of one step after the other, with tables that stay where they are on the device.
+
+    What was launched for one step does the next one's work once its rows are loaded.
+    """
+
+    def load(self, shards: Sequence[tuple[Run, ...]]) -> None:
+        """As of `PagedDecode`. Rows behind the last see no key."""
+        ...
+
+
+@runtime_checkable
+class FixedDecode(Protocol):
+    """What a `PagedDecode` is besides if CUDA graphs can run its steps."""
+
+    def fixed(self, store: KVStore, num_rows: int) -> FixedRows:
+        """Make room for steps of up to `num_rows` rows, none of which sees a key yet."""
         ...
 
 

@@ -7,7 +7,7 @@ tokens of a tile or page, P pages, D head dim.
 from torch import Tensor
 
 from csps.attention.backends import Kernels, PageLists
-from csps.attention.backends.triton_decode import merge, paged_decode
+from csps.attention.backends.triton_decode import PagedDecode, merge
 from csps.attention.backends.triton_score import score
 from csps_kernels.block_sparse import block_sparse as attend_pages
 from csps_kernels.causal import attention
@@ -37,6 +37,6 @@ KERNELS = Kernels(
     block_sparse=block_sparse,
     diagonal=diagonal,
     score=score,
-    paged_decode=paged_decode,
+    paged_decode=PagedDecode(),
     merge=merge,
 )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from csps.attention.backends import DecodeRows, MergeRows
+from csps.attention.backends import DecodeRows, FixedRows, MergeRows
 from csps.attention.kv import KVStore
 from csps.attention.merge import unpack
 from csps.attention.shards import Run, page_lists
@@ -17,22 +17,52 @@ from csps_kernels import merge as kernel_merge
 from csps_kernels import paged_decode as kernel_decode
 
 
-def paged_decode(store: KVStore, shards: Sequence[tuple[Run, ...]]) -> DecodeRows:
-    """See `PagedDecode`."""
-    k_KPBD, _ = store.pages(0)
-    num_kv_heads, _, page_size, _ = k_KPBD.shape
-    plan = kernel_decode.plan_decode(
-        *page_lists(shards, page_size),
-        page_size=page_size,
-        num_kv_heads=num_kv_heads,
-        num_processors=num_processors(k_KPBD.device),
-        device=k_KPBD.device,
-    )
+class PagedDecode:
+    """See csps.attention.backends: `PagedDecode` and `FixedDecode`."""
 
-    def attend(layer: int, q_NHD: Tensor, o_NHD: Tensor, lse_NH: Tensor) -> None:
-        kernel_decode.paged_decode(q_NHD, *store.pages(layer), plan, o_NHD, lse_NH)
+    def __call__(self, store: KVStore, shards: Sequence[tuple[Run, ...]]) -> DecodeRows:
+        k_KPBD, _ = store.pages(0)
+        num_kv_heads, _, page_size, _ = k_KPBD.shape
+        plan = kernel_decode.plan_decode(
+            *page_lists(shards, page_size),
+            page_size=page_size,
+            num_kv_heads=num_kv_heads,
+            num_processors=num_processors(k_KPBD.device),
+            device=k_KPBD.device,
+        )
 
-    return attend
+        def attend(layer: int, q_NHD: Tensor, o_NHD: Tensor, lse_NH: Tensor) -> None:
+            kernel_decode.paged_decode(q_NHD, *store.pages(layer), plan, o_NHD, lse_NH)
+
+        return attend
+
+    def fixed(self, store: KVStore, num_rows: int) -> FixedRows:
+        return _FixedRows(store, num_rows)
+
+
+class _FixedRows:
+    """See `FixedRows`."""
+
+    def __init__(self, store: KVStore, num_rows: int) -> None:
+        k_KPBD, _ = store.pages(0)
+        num_kv_heads, num_pages, page_size, _ = k_KPBD.shape
+        self._store, self._num_rows, self._page_size = store, num_rows, page_size
+        self._plan = kernel_decode.FixedPlan(
+            num_rows,
+            num_rows * num_pages,
+            page_size=page_size,
+            num_kv_heads=num_kv_heads,
+            num_processors=num_processors(k_KPBD.device),
+            device=k_KPBD.device,
+        )
+
+    def load(self, shards: Sequence[tuple[Run, ...]]) -> None:
+        none: list[tuple[Run, ...]] = [()] * (self._num_rows - len(shards))
+        self._plan.load(*page_lists([*shards, *none], self._page_size))
+
+    def __call__(self, layer: int, q_NHD: Tensor, o_NHD: Tensor, lse_NH: Tensor) -> None:
+        pages = self._store.pages(layer)
+        kernel_decode.paged_decode(q_NHD, *pages, self._plan.plan, o_NHD, lse_NH)
 
 
 def num_processors(device: torch.device) -> int:
