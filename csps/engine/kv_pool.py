@@ -4,6 +4,8 @@ Who owns which page is the coordinator's ledger's business; here a page is only 
 Slot = page * block_size + offset. Pages of a shard that follow each other are one run of
 slots, so attention reads them in place.
 
+Behind the last page is a scratch page that nobody owns: rows that only fill up a batch write there.
+
 Sparse attention addresses *flat pages*: page p of layer l and KV head h is flat page
 (l * KV heads + h) * num_pages + p. Behind them lie staging pages, for the blocks that one layer
 fetches from other ranks: so its attention runs on one page table, wherever a block came from.
@@ -22,6 +24,7 @@ class KVPool:
     Head-major: attention walks the keys of one head at a time, and on a CPU reads them a third
     faster when they lie together. Memory is touched when it is first written, so an idle pool
     costs little. `staging_blocks`: blocks of each KV head that can be staged at a time.
+    `scratch_slot`: begins the scratch page.
     """
 
     def __init__(
@@ -36,6 +39,8 @@ class KVPool:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
+        self.scratch_slot = num_pages * block_size
+        num_pages += 1
         self._num_pages, self._num_kv_heads = num_pages, num_kv_heads
         self._staging_blocks = staging_blocks
         resident = num_layers * num_kv_heads * num_pages

@@ -1,18 +1,21 @@
 """Runs StepPlans on one rank: plan -> tensors -> model -> sampled tokens."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from csps.attention.prefill import PrefillAttention
-from csps.core.plan import Lane, SampledToken, StepPlan, StepResult, StepStats
+from csps.core.attention import SparseReport
+from csps.core.plan import Lane, SampledToken, ScoredTokens, StepPlan, StepResult, StepStats
 from csps.core.request import SamplingParams
 from csps.engine.batch import SampleRow
 from csps.engine.block_table import BlockTable
+from csps.engine.bucketed import BucketedDecode
 from csps.engine.lane import LaneEngine, LayoutEngine
 from csps.engine.placements import PlacedAttention, StepInputs
 from csps.engine.sampler import Draw, sample
@@ -29,9 +32,20 @@ class _SequenceState:
     num_drawn: int = 0
 
 
+class _Outputs(NamedTuple):
+    """What a step tells the coordinator, but for how long it took."""
+
+    sampled: tuple[SampledToken, ...]
+    scored: tuple[ScoredTokens, ...] = ()
+    sparse: tuple[SparseReport, ...] = ()
+
+
 @dataclass(slots=True)
 class Runner:
-    """One rank. A sequence is in one lane at a time, so lanes may run in two threads."""
+    """One rank. A sequence is in one lane at a time, so lanes may run in two threads.
+
+    `bucketed`: runs the steps it takes, where there is one.
+    """
 
     rank: int
     attention: PlacedAttention
@@ -39,6 +53,7 @@ class Runner:
     block_size: int
     eos_ids: frozenset[int]
     device: torch.device
+    bucketed: BucketedDecode | None = None
     _states: dict[int, _SequenceState] = field(default_factory=dict)
 
     @torch.inference_mode()
@@ -50,10 +65,11 @@ class Runner:
         lane.clock.reset()
         self._update_states(plan)
         tables = {work.seq_id: self._states[work.seq_id].table for work in plan.work}
-        inputs = self.attention.inputs(plan, tables, lane)
-        hidden_TE = _forward(layout, inputs)
-        sampled = self._sample(layout, inputs.tokens.samples, hidden_TE)
-        scored = score(layout.logits, hidden_TE, inputs.tokens.scores)
+        if self.bucketed is not None and self.bucketed.takes(plan):
+            rows = [SampleRow(work.seq_id, i, work.stop) for i, work in enumerate(plan.work)]
+            outputs = _Outputs(self._draw(self.bucketed.logits(plan, tables), rows))
+        else:
+            outputs = self._compute(layout, self.attention.inputs(plan, tables, lane))
         for work in plan.work:
             self._states[work.seq_id].num_drawn += work.sample
         if self.device.type == "cuda":
@@ -61,12 +77,11 @@ class Runner:
             torch.cuda.current_stream(self.device).synchronize()
         lane.clock.settle()
         wall_s = time.perf_counter() - begun
-        attend = inputs.attend
         return StepResult(
             rank=self.rank,
             lane=plan.lane,
             step_id=plan.step_id,
-            sampled=sampled,
+            sampled=outputs.sampled,
             stats=StepStats(
                 wall_s=wall_s,
                 compute_s=wall_s - lane.clock.exposed_s,
@@ -75,8 +90,8 @@ class Runner:
                 bytes_sent=dict(lane.clock.bytes_sent),
                 bytes_received=dict(lane.clock.bytes_received),
             ),
-            sparse=attend.reports() if isinstance(attend, PrefillAttention) else (),
-            scored=scored,
+            sparse=outputs.sparse,
+            scored=outputs.scored,
         )
 
     def release(self, seq_ids: list[int]) -> None:
@@ -92,17 +107,23 @@ class Runner:
                 )
             self._states[work.seq_id].table.extend(work.new_extents)
 
-    def _sample(
-        self, layout: LayoutEngine, samples: tuple[SampleRow, ...], hidden_TE: Tensor
-    ) -> tuple[SampledToken, ...]:
-        if not samples:
-            return ()
-        (rows_N,) = upload([np.array([row.row for row in samples])], self.device)
-        logits_NV = layout.logits(hidden_TE[rows_N])
-        if logits_NV is None:
-            return ()
+    def _compute(self, layout: LayoutEngine, inputs: StepInputs) -> _Outputs:
+        hidden_TE = _forward(layout, inputs)
+        sampled: tuple[SampledToken, ...] = ()
+        if samples := inputs.tokens.samples:
+            (rows_N,) = upload([np.array([row.row for row in samples])], self.device)
+            logits_NV = layout.logits(hidden_TE[rows_N])
+            if logits_NV is not None:
+                sampled = self._draw(logits_NV, samples)
+        scored = score(layout.logits, hidden_TE, inputs.tokens.scores)
+        attend = inputs.attend
+        sparse = attend.reports() if isinstance(attend, PrefillAttention) else ()
+        return _Outputs(sampled, scored, sparse)
+
+    def _draw(self, logits_NV: Tensor, rows: Sequence[SampleRow]) -> tuple[SampledToken, ...]:
+        """One token from each row of logits."""
         draws = []
-        for row in samples:
+        for row in rows:
             state = self._states[row.seq_id]
             draws.append(
                 Draw(

@@ -21,3 +21,10 @@ def upload(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
     return [
         part.view(torch.from_numpy(array).dtype) for part, array in zip(parts, arrays, strict=True)
     ]
+
+
+def refill(tensor: Tensor, array: np.ndarray) -> None:
+    """Copy an array over a tensor of its shape and type; no one waits."""
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    host.numpy()[...] = array
+    tensor.copy_(host, non_blocking=True)

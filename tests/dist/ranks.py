@@ -12,12 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
+from csps.attention.backends import FixedDecode, FixedRows, PagedDecode
+from csps.attention.kv import KVStore
+from csps.attention.shards import Run
 from csps.core.attention import DENSE, AttentionParams, CsaConfig
 from csps.core.config import AttentionBackend, DType, WorkerSetup
 from csps.core.plan import Lane, Layout, SampledToken, StepPlan, StepResult
 from csps.core.request import SamplingParams
 from csps.core.strategy import Placement
+from csps.engine.bucketed import BucketedDecode
 from csps.engine.runner import Runner
 from csps.rpc import convert
 from csps.sched.chunked import ChunkedScheduler
@@ -109,6 +114,7 @@ class Job:
     token_budget: int = 64
     layouts: tuple[Layout, ...] = (Layout.SP,)  # of the steps, in turn
     decode_layouts: tuple[Layout, ...] = (Layout.SP,)  # of the steps of a decode lane
+    buckets: tuple[int, ...] = ()  # of decode on one rank, as with CUDA graphs
 
 
 @dataclass(frozen=True)
@@ -120,6 +126,7 @@ class Outcome:
     plans: tuple[StepPlan, ...]
     max_blocks: tuple[tuple[int, ...], ...]  # by request: most blocks held, by rank
     num_preemptions: int
+    num_bucketed: int  # steps
     kv: np.ndarray  # this rank's K and V when all was done, pages and all
 
 
@@ -140,6 +147,8 @@ def serve(place: Place, job: Job) -> Outcome:
     )
     mesh = connect_ranks(setup, place, torch.device("cpu"))
     runner = build_runner(setup, place, mesh).runner
+    if job.buckets:
+        runner.bucketed = _bucketed(runner, job.buckets)
     scheduler = scheduler_of(job, mesh.sp)
     sequences = [
         Sequence(i, r.prompt, r.sampling, attention=r.attention) for i, r in enumerate(job.requests)
@@ -184,6 +193,7 @@ def serve(place: Place, job: Job) -> Outcome:
         plans=tuple(plans),
         max_blocks=tuple(map(tuple, most)),
         num_preemptions=scheduler.num_preemptions,
+        num_bucketed=sum(map(runner.bucketed.takes, plans)) if runner.bucketed else 0,
         kv=_kv(runner, job.num_pages * job.block_size),
     )
 
@@ -203,6 +213,41 @@ def scheduler_of(job: Job, sp: int) -> Scheduler:
         max_model_len=job.max_model_len,
     )
     return ChunkedScheduler(config) if by_head else DisaggScheduler(config)
+
+
+def _bucketed(runner: Runner, sizes: tuple[int, ...]) -> BucketedDecode:
+    """What a GPU captures, run as it is."""
+    attention = runner.attention
+    decode = attention.kernels.paged_decode
+    if not isinstance(decode, FixedDecode):
+        decode = _AnyDecode(decode)
+    *_, lane = runner.lanes.values()
+    return BucketedDecode(
+        lane.layouts[Layout.SP], attention.pool, decode, sizes, runner.device, lambda run: run
+    )
+
+
+@dataclass
+class _AnyDecode:
+    """Fixed rows of kernels that take a step's rows only when they prepare it."""
+
+    decode: PagedDecode
+
+    def fixed(self, store: KVStore, num_rows: int) -> FixedRows:
+        return _AnyRows(self.decode, store, num_rows)
+
+
+class _AnyRows:
+    def __init__(self, decode: PagedDecode, store: KVStore, num_rows: int) -> None:
+        self._decode, self._store, self._num_rows = decode, store, num_rows
+        self.load([])
+
+    def load(self, shards: list[tuple[Run, ...]]) -> None:
+        none = [()] * (self._num_rows - len(shards))
+        self._attend = self._decode(self._store, [*shards, *none])
+
+    def __call__(self, layer: int, q_NHD: Tensor, o_NHD: Tensor, lse_NH: Tensor) -> None:
+        self._attend(layer, q_NHD, o_NHD, lse_NH)
 
 
 def _kv(runner: Runner, num_tokens: int) -> np.ndarray:
