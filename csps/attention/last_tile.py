@@ -12,8 +12,9 @@ from torch import Tensor
 
 from csps.attention.backends import PageLists
 from csps.attention.merge import merge_into
-from csps.attention.sparse_context import SparseContext, page_lists
+from csps.attention.sparse_context import SparseContext
 from csps.parallel.packets import Part, Slot
+from csps.parallel.upload import upload
 
 
 class LastTile:
@@ -67,9 +68,12 @@ class LastTile:
     def _pages(self) -> PageLists:
         """Every block here but the tile's own, which is the diagonal."""
         context = self._context
-        keep_J = context.seq.blocks[context.me] != context.seq.last_tile
-        keep_KNJ = np.broadcast_to(keep_J, (context.num_kv_heads, 1, len(keep_J)))
-        return page_lists(keep_KNJ, context.own_pages(self._layer), self._device)
+        blocks = context.seq.blocks[context.me]
+        pages_KJ = context.own_pages(self._layer)[:, blocks != context.seq.last_tile]
+        num_items, length = pages_KJ.shape
+        lists = np.arange(num_items + 1) * length, pages_KJ.ravel()
+        starts, pages = (part.int() for part in upload(lists, self._device))
+        return PageLists(starts, pages, longest=length)
 
     def _merge(self, o_KNRD: Tensor, lse_KNR: Tensor, o_KRD: Tensor, lse_KR: Tensor) -> None:
         rows, group = self._context.last_rows, self._context.shape.group_size

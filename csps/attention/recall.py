@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from csps.core.attention import CsaConfig, HeadReport
@@ -36,10 +35,9 @@ def widened(gamma: float) -> float:
     return 1.0 - (1.0 - gamma) / 4.0
 
 
-def recall_of(probe_mass_KNEJ: Tensor, keep_KNJ: np.ndarray) -> Tensor:
+def recall_of(probe_mass_KNEJ: Tensor, keep_KNJ: Tensor) -> Tensor:
     """Share of each probe's exact mass in kept blocks: fp32 [K, N, E], at most 1."""
-    keep = torch.from_numpy(keep_KNJ).to(probe_mass_KNEJ.device).unsqueeze(2)
-    return (probe_mass_KNEJ * keep).sum(-1).clamp_max_(1.0)
+    return (probe_mass_KNEJ * keep_KNJ.unsqueeze(2)).sum(-1).clamp_max_(1.0)
 
 
 @dataclass(frozen=True, slots=True)

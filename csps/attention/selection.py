@@ -20,39 +20,16 @@ from csps.attention.recall import Outcome, Verdict, judge, recall_of, widened
 from csps.attention.score import BlockKeys
 from csps.attention.select import Rows, RowSampler, keep_by_distance, keep_by_mass, visible_blocks
 from csps.attention.shards import SparseSequence
+from csps.attention.sight import Sight
 from csps.core.attention import AttentionKind, CsaConfig, Estimate
 from csps.parallel.packets import Arrival, Packets, Part, Slot
 
 
-class Sight:
-    """Which tiles see which owner's blocks; what every message's size follows from."""
-
-    def __init__(self, seq: SparseSequence) -> None:
-        self.blocks = seq.blocks
-        self.tiles = tuple(tiles[tiles != seq.last_tile] for tiles in seq.tiles)
-        self.ranks = tuple(rank for rank, blocks in enumerate(seq.blocks) if len(blocks))
-        self.causal_pairs = sum(int((tiles + 1).sum()) for tiles in self.tiles)
-
-    def first(self, requester: int, owner: int) -> int:
-        """Index of the requester's first tile that sees a block of the owner; all later do."""
-        if requester == owner:
-            return 0
-        return int(np.searchsorted(self.tiles[requester], self.blocks[owner][0], side="right"))
-
-    def seen(self, requester: int, owner: int) -> np.ndarray:
-        """The requester's tiles that see the owner."""
-        return self.tiles[requester][self.first(requester, owner) :]
-
-    def pairs(self, requester: int, owner: int) -> np.ndarray:
-        """bool [N, J]: all the requester's tiles, the owner's blocks; diagonal included."""
-        return self.blocks[owner] <= self.tiles[requester][:, None]
-
-
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """`keep` [K, N, J] of this rank's tiles over all blocks; the verdict is every rank's."""
+    """`keep` bool [K, N, J] of this rank's tiles over all blocks; the verdict is every rank's."""
 
-    keep: np.ndarray
+    keep: Tensor
     verdict: Verdict
 
 
@@ -133,13 +110,17 @@ class Selection:
                 lse = theirs[owner][index]
                 tail = total[:, total.shape[1] - lse.shape[1] :]
                 tail.copy_(torch.logaddexp(tail, lse))
-            chosen, probes = self._masses(requester, total)
+            masses = self._masses(requester, total)
             if requester == me:
-                self._own_mass = chosen, probes
+                self._own_mass = masses
             else:
-                outgoing[requester] = [Part("mass", chosen), Part("mass", probes)]
-                pairs = int(sight.pairs(me, requester).sum())
-                incoming[requester] = self._mass_slots(pairs)
+                # What its tiles cannot see does not travel.
+                first = sight.first(requester, me) * len(sight.blocks[me])
+                pairs = sight.asked(requester) - first
+                outgoing[requester] = [
+                    Part("mass", mass.flatten(1, 2).index_select(1, pairs)) for mass in masses
+                ]
+                incoming[requester] = self._mass_slots(sight.num_pairs(me, requester))
         self._scores.clear()
         self._mass_arrival = self._post(outgoing, incoming)
 
@@ -152,51 +133,38 @@ class Selection:
         if self._by_means:
             chosen = self._mass_by_means(q_KNRD, diagonal_lse_KNR)
         self._keeps = self._choose(chosen)
-        self._kept = np.stack([keep.sum((1, 2)) for keep in self._keeps]).astype(np.float32)
+        kept = torch.stack([keep.sum((1, 2)) for keep in self._keeps]).float()
         recalls = torch.stack([recall_of(probes, keep) for keep in self._keeps])
-        self._recalls = recalls.contiguous()  # [choices, K, N, E]
-        votes = [
-            Part("vote", torch.from_numpy(self._kept).to(self._device)),
-            Part("vote", self._recalls),
-        ]
-        choices = len(self._keeps)
+        self._votes = [kept, recalls]
+        votes = [Part("vote", vote) for vote in self._votes]
         incoming = {
-            peer: [
-                Slot("vote", (choices, self._num_kv_heads), torch.float32),
-                Slot("vote", (*self._recalls.shape[:2], *self._probe_shape(peer)), torch.float32),
-            ]
+            peer: [Slot("vote", shape, torch.float32) for shape in self._vote_shapes(peer)]
             for peer in self._peers
         }
         self._votes_arrival = self._post(dict.fromkeys(self._peers, votes), incoming)
 
     def decide(self) -> Choice:
         """What every KV head runs with, by the votes of all ranks."""
-        votes = self._votes_arrival.wait()
-        votes[self._me] = [torch.from_numpy(self._kept), self._recalls]
-        ranks = self._sight.ranks
-        kept = sum(votes[rank][0].cpu().double().numpy() for rank in ranks)
-        recalls = np.concatenate([votes[rank][1].cpu().numpy() for rank in ranks], axis=2)
+        kept, recalls = self._read_votes()
         # In the order of tiles: sums must not depend on who computed which.
-        tiles = np.concatenate([self._sight.tiles[rank] for rank in ranks])
+        tiles = np.concatenate([self._sight.tiles[rank] for rank in self._sight.ranks])
         order = np.argsort(tiles)
         verdict = judge(
-            kept,
+            np.sum(kept, axis=0, dtype=np.float64),
             self._sight.causal_pairs,
-            recalls[:, :, order],
+            np.concatenate(recalls, axis=2)[:, :, order],
             self._gammas,
             self._config,
             layer=self._layer,
             first_head=self._first_head,
             falls_back=self._seq.params.kind is AttentionKind.CSA,
         )
-        keep = self._keeps[0].copy()
-        visible = visible_blocks(self._sight.tiles[self._me], self._seq.num_blocks)
-        for head, outcome in enumerate(verdict.outcomes):
-            if outcome is Outcome.DENSE:
-                keep[head] = visible
-            else:
-                keep[head] = self._keeps[outcome][head]
-        return Choice(keep, verdict)
+        visible = visible_blocks(self._sight.tiles_on_device[self._me], self._seq.num_blocks)
+        by_head = [
+            visible if outcome is Outcome.DENSE else self._keeps[outcome][head]
+            for head, outcome in enumerate(verdict.outcomes)
+        ]
+        return Choice(torch.stack(by_head), verdict)
 
     # Parts of the steps
 
@@ -215,7 +183,7 @@ class Selection:
             dtype=torch.float32,
         )  # fmt: skip
         for owner, part in self._means.items():
-            means[:, torch.from_numpy(self._sight.blocks[owner])] = part
+            means[:, self._sight.blocks_on_device[owner]] = part
         q = q_KNRD.float() * self._head_dim**-0.5
         tiles = self._sight.tiles[self._me]
         return mass_by_means(q, diagonal_lse_KNR, means, keys_per_mean(size), tiles)
@@ -249,12 +217,10 @@ class Selection:
         return self._num_kv_heads, num_tiles, self._sampler.num_chosen + self._sampler.num_probes
 
     def _masses(self, requester: int, total_lse_KNR: Tensor) -> tuple[Tensor, Tensor]:
-        """Visible pairs' mean mass [K, V] and the probes' [K, V, E], fp16."""
+        """Mean mass [K, N, J] in the blocks here and the probes' [K, N, J, E], fp16."""
         scores = self._scores[requester]
         mean, probes = scores.masses(total_lse_KNR, self._sampler.num_chosen)
-        first = self._sight.first(requester, self._me)
-        seen = torch.from_numpy(self._sight.pairs(requester, self._me)[first:])
-        return mean.half()[:, seen], probes.half()[:, seen]
+        return mean.half(), probes.half()
 
     def _mass_slots(self, num_pairs: int) -> list[Slot]:
         heads = self._num_kv_heads
@@ -266,16 +232,14 @@ class Selection:
     def _assemble_mass(self) -> tuple[Tensor, Tensor]:
         """Mean mass [K, N, J] and the probes' [K, N, E, J] over all owners' blocks, fp32."""
         me, sight = self._me, self._sight
-        masses = {owner: tuple(parts) for owner, parts in self._mass_arrival.wait().items()}
-        masses[me] = self._own_mass
         shape = self._num_kv_heads, len(sight.tiles[me]), self._seq.num_blocks
         chosen = torch.zeros(shape, device=self._device)
         probes = torch.zeros((*shape, self._sampler.num_probes), device=self._device)
-        for owner, (mean, probe) in masses.items():
-            tiles, columns = np.nonzero(sight.pairs(me, owner))
-            at = torch.from_numpy(tiles), torch.from_numpy(sight.blocks[owner][columns])
-            chosen[:, at[0], at[1]] = mean.float()
-            probes[:, at[0], at[1]] = probe.float()
+        for mass, own in zip((chosen, probes), self._own_mass, strict=True):
+            mass[:, :, sight.blocks_on_device[me]] = own.float()
+        for owner, parts in self._mass_arrival.wait().items():
+            for mass, part in zip((chosen, probes), parts, strict=True):
+                mass.flatten(1, 2).index_copy_(1, sight.wanted(owner), part.float())
         return chosen, probes.transpose(2, 3)
 
     @property
@@ -285,12 +249,27 @@ class Selection:
             return [0.0]
         return [params.gamma, widened(params.gamma)]
 
-    def _choose(self, mass_KNJ: Tensor) -> list[np.ndarray]:
-        tiles, params = self._sight.tiles[self._me], self._seq.params
+    def _choose(self, mass_KNJ: Tensor) -> list[Tensor]:
+        tiles, params = self._sight.tiles_on_device[self._me], self._seq.params
         if params.kind is AttentionKind.CSA_DISTANCE:
             keep = keep_by_distance(tiles, self._seq.num_blocks, params.window_blocks)
-            return [np.repeat(keep[None], self._num_kv_heads, axis=0)]
+            return [keep.expand(self._num_kv_heads, -1, -1)]
         return keep_by_mass(mass_KNJ, tiles, self._gammas)
 
-    def _probe_shape(self, rank: int) -> tuple[int, int]:
-        return len(self._sight.tiles[rank]), self._sampler.num_probes
+    def _vote_shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Pairs kept [choices, K], recalls [choices, K, N, E]."""
+        choices = len(self._gammas), self._num_kv_heads
+        return choices, (*choices, len(self._sight.tiles[rank]), self._sampler.num_probes)
+
+    def _read_votes(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Pairs kept and recalls of every rank, in one copy to the host."""
+        votes = self._votes_arrival.wait()
+        votes[self._me] = self._votes
+        parts = [part for rank in self._sight.ranks for part in votes[rank]]
+        packed = torch.cat([part.flatten() for part in parts]).cpu()
+        sizes = [part.numel() for part in parts]
+        read = [
+            values.view(part.shape).numpy()
+            for values, part in zip(packed.split(sizes), parts, strict=True)
+        ]
+        return read[::2], read[1::2]

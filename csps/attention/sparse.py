@@ -1,13 +1,15 @@
 """Sparse prefill of one sequence: one SparseLayer per layer, and what they add up to."""
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from csps.attention.backends import Kernels
 from csps.attention.kv import KVStore
 from csps.attention.select import RowSampler
-from csps.attention.selection import Choice, Sight
+from csps.attention.selection import Choice
 from csps.attention.shards import SparseSequence
+from csps.attention.sight import Sight
 from csps.attention.sparse_context import SparseContext
 from csps.attention.sparse_layer import SparseLayer
 from csps.attention.transfer import KVShape, micro_partitions
@@ -33,7 +35,8 @@ class SparsePrefill:
         num_kv_heads: int,
         first_head: int,
     ) -> None:
-        sight = Sight(seq)
+        device = store.flat_keys.device
+        sight = Sight(seq, packets.rank, device)
         by_rows = seq.params.kind is AttentionKind.CSA and config.estimate is Estimate.ROWS
         self._context = SparseContext(
             seq=seq,
@@ -56,7 +59,8 @@ class SparsePrefill:
             last_owner=next((r for r in sight.ranks if seq.last_tile in seq.tiles[r]), -1),
         )
         self.choice: Choice | None = None  # of the last layer called
-        self._kept_pairs = self._fetched_blocks = self._num_layers = 0
+        self._fetched_blocks = self._num_layers = 0
+        self._kept_pairs = torch.zeros((), dtype=torch.int64, device=device)  # by choice
         self._heads: list[HeadReport] = []
         self._recalls: list[np.ndarray] = []
 
@@ -69,8 +73,7 @@ class SparsePrefill:
         context = self._context
         choice, num_fetched = SparseLayer(context, layer, q_THD, k_TKD, v_TKD).run(out_THD)
         self.choice = choice
-        exact = context.seq.last_tile + 1 if context.last_owner == context.me else 0
-        self._kept_pairs += int(choice.keep.sum()) + exact * context.num_kv_heads
+        self._kept_pairs += choice.keep.sum()
         self._fetched_blocks += num_fetched
         self._num_layers += 1
         self._heads += choice.verdict.reports
@@ -93,9 +96,10 @@ class SparsePrefill:
         remote = sum(len(seq.blocks[peer]) for peer in context.peers)
         # Without a probe (a prompt of one tile) nothing was approximated.
         recalls = np.concatenate([*self._recalls, np.ones(0)])
+        exact = seq.last_tile + 1 if context.last_owner == context.me else 0
         return SparseReport(
             seq_id=seq.seq_id,
-            kept_pairs=self._kept_pairs,
+            kept_pairs=int(self._kept_pairs) + exact * per_layer,
             causal_pairs=int((seq.tiles[context.me] + 1).sum()) * per_layer,
             fetched_blocks=self._fetched_blocks,
             remote_blocks=remote * per_layer,

@@ -13,11 +13,12 @@ from torch import Tensor
 from csps.attention.backends import Kernels, PageLists
 from csps.attention.kv import KVStore
 from csps.attention.select import RowSampler
-from csps.attention.selection import Sight
 from csps.attention.shards import SparseSequence
+from csps.attention.sight import Sight
 from csps.attention.transfer import KVShape, MicroPartition
 from csps.core.attention import CsaConfig
 from csps.parallel.packets import Packets, Part, Slot
+from csps.parallel.upload import upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,10 @@ class SparseContext:
         return self.packets.rank
 
     @property
+    def device(self) -> torch.device:
+        return self.store.flat_keys.device
+
+    @property
     def peers(self) -> tuple[int, ...]:
         return tuple(rank for rank in self.sight.ranks if rank != self.me)
 
@@ -65,13 +70,14 @@ class SparseContext:
         flat, pages = self.store.flat_pages, self.seq.pages
         return np.stack([flat(layer, head, pages) for head in range(self.num_kv_heads)])
 
-    def page_table(self, layer: int) -> np.ndarray:
-        """Flat page of every block, in the pool or where it is staged: [K, J]."""
+    def page_table(self, layer: int) -> Tensor:
+        """Flat page of every block, in the pool or where it is staged: int64 [K, J]."""
         blocks = np.arange(self.seq.num_blocks)
         staged = [self.store.staging_pages(head, blocks) for head in range(self.num_kv_heads)]
         table = np.stack(staged)
         table[:, self.seq.blocks[self.me]] = self.own_pages(layer)
-        return table
+        (on_device,) = upload([table.ravel()], self.device)
+        return on_device.view(table.shape)
 
     def attend(self, q_IRD: Tensor, lists: PageLists) -> tuple[Tensor, Tensor]:
         """Block-sparse attention over flat pages; see `BlockSparse`."""
@@ -90,9 +96,13 @@ class SparseContext:
         ]
 
 
-def page_lists(keep_KNJ: np.ndarray, pages_KJ: np.ndarray, device: torch.device) -> PageLists:
-    """Items in the order (head, tile), each with the pages of the blocks it keeps."""
-    heads, _, blocks = np.nonzero(keep_KNJ)
-    starts = np.concatenate(([0], keep_KNJ.sum(2).reshape(-1).cumsum()))
-    on_device = (torch.from_numpy(x).int().to(device) for x in (starts, pages_KJ[heads, blocks]))
-    return PageLists(*on_device, longest=keep_KNJ.shape[2])
+def page_lists(keep_KNJ: Tensor, pages_KJ: Tensor, num_pairs: int) -> PageLists:
+    """Items in the order (head, tile), each with the pages of the blocks it keeps.
+
+    `num_pairs`: as many as are kept; the host does not wait to count them.
+    """
+    num_items = keep_KNJ.shape[0] * keep_KNJ.shape[1]
+    starts = torch.zeros(num_items + 1, dtype=torch.int32, device=keep_KNJ.device)
+    torch.cumsum(keep_KNJ.sum(2, dtype=torch.int32).flatten(), 0, out=starts[1:])
+    heads, _, blocks = torch.nonzero_static(keep_KNJ, size=num_pairs).unbind(1)
+    return PageLists(starts, pages_KJ[heads, blocks].int(), longest=keep_KNJ.shape[2])

@@ -31,10 +31,14 @@ from csps.attention.transfer import (
     MicroPartition,
     kv_parts,
     kv_slots,
+    pack_bits,
     plan_fetches,
+    read_demands,
     read_kv,
+    unpack_bits,
 )
 from csps.parallel.packets import Arrival, Part, Slot
+from csps.parallel.upload import upload
 
 
 class SparseLayer:
@@ -112,31 +116,32 @@ class SparseLayer:
     def _post_fetches(self) -> None:
         """Tell the owners what was chosen; post every partition's blocks and queries."""
         context, sight, me = self._context, self._context.sight, self._context.me
-        keeps = {owner: self._choice.keep[:, :, sight.blocks[owner]] for owner in context.peers}
-        outgoing, incoming = {}, {}
-        for peer, keep in keeps.items():
-            bits = np.packbits(keep[:, sight.pairs(me, peer)])
-            outgoing[peer] = [Part("bitmap", torch.from_numpy(bits).to(self._device))]
-            num_bits = context.num_kv_heads * int(sight.pairs(peer, me).sum())
+        keep, outgoing, incoming = self._choice.keep, {}, {}
+        for peer in context.peers:
+            wanted = keep.flatten(1, 2).index_select(1, sight.wanted(peer))
+            outgoing[peer] = [Part("bitmap", pack_bits(wanted))]
+            num_bits = context.num_kv_heads * sight.num_pairs(peer, me)
             incoming[peer] = [Slot("bitmap", (-(-num_bits // 8),), torch.uint8)]
         bitmaps = context.packets.post(outgoing, incoming, self._device).wait()
-        self._asked = {
-            peer: self._read_bitmap(peer, bits.cpu().numpy()) for peer, (bits,) in bitmaps.items()
-        }
-        self._wanted = {owner: self._plan(keep) for owner, keep in keeps.items()}
-        self._given = {peer: self._plan(keep) for peer, keep in self._asked.items()}
+        self._asked = {peer: self._read_bitmap(peer, bits) for peer, (bits,) in bitmaps.items()}
+        blocks_J = torch.arange(keep.shape[2], device=self._device)
+        # The diagonal is computed already.
+        self._keep = keep & (blocks_J != sight.tiles_on_device[me][:, None])
+        by_owner = [self._keep[:, :, sight.blocks_on_device[r]] for r in (me, *context.peers)]
+        self._own, *demands = read_demands([*by_owner, *self._asked.values()], context.partitions)
+        plans = [plan_fetches(demand, context.partitions, context.shape) for demand in demands]
+        self._wanted = dict(zip(context.peers, plans, strict=False))
+        self._given = dict(zip(self._asked, plans[len(context.peers) :], strict=True))
         self._fetches = [self._post_fetch(index) for index in range(len(context.partitions))]
 
-    def _plan(self, keep_KNJ: np.ndarray) -> list[Fetch]:
-        return plan_fetches(keep_KNJ, self._context.partitions, self._context.shape)
-
-    def _read_bitmap(self, requester: int, bits: np.ndarray) -> np.ndarray:
+    def _read_bitmap(self, requester: int, bits: Tensor) -> Tensor:
         """What a requester keeps of the blocks here: bool [K, N, J]."""
-        pairs = self._context.sight.pairs(requester, self._context.me)
-        heads = self._context.num_kv_heads
-        keep = np.zeros((heads, *pairs.shape), dtype=bool)
-        unpacked = np.unpackbits(bits, count=heads * int(pairs.sum()))
-        keep[:, pairs] = unpacked.reshape(heads, -1).astype(bool)
+        sight, heads = self._context.sight, self._context.num_kv_heads
+        pairs = sight.asked(requester)
+        shape = len(sight.tiles[requester]), len(sight.blocks[self._context.me])
+        keep = torch.zeros(heads, *shape, dtype=torch.bool, device=self._device)
+        flags = unpack_bits(bits, heads * len(pairs)).view(heads, -1)
+        keep.flatten(1, 2).index_copy_(1, pairs, flags)
         return keep
 
     def _post_fetch(self, index: int) -> Arrival:
@@ -158,48 +163,56 @@ class SparseLayer:
 
     def _block_parts(self, index: int, given: Fetch) -> list[Part]:
         context = self._context
-        heads, columns = _flat(context.partitions[index].heads, given.blocks)
-        blocks = context.sight.blocks[context.me][columns]
-        at = torch.from_numpy(self._table_KJ[heads, blocks]).to(self._device)
+        at = self._pages(index, given, context.me)
         store = context.store
         return kv_parts(store.flat_keys[at], store.flat_values[at], context.shape.wire)
 
+    def _pages(self, index: int, fetch: Fetch, owner: int) -> Tensor:
+        """Where the blocks that travel lie, or are staged."""
+        heads, columns = _flat(self._context.partitions[index].heads, fetch.blocks)
+        blocks = self._context.sight.blocks[owner][columns]
+        at = upload([heads, blocks], self._device)
+        return self._table_KJ[at[0], at[1]]
+
     def _items(self, index: int, fetch: Fetch) -> tuple[Tensor, Tensor]:
         """KV head and tile of each item whose queries travel."""
-        heads, tiles = _flat(self._context.partitions[index].heads, fetch.tiles)
-        return torch.from_numpy(heads).to(self._device), torch.from_numpy(tiles).to(self._device)
+        items = _flat(self._context.partitions[index].heads, fetch.tiles)
+        heads, tiles = upload(items, self._device)
+        return heads, tiles
 
     # Phases attend and out
 
     def _attend(self) -> None:
         """All partitions; the first one's local blocks while its remote ones travel."""
-        context = self._context
-        tiles, num_blocks = context.sight.tiles[context.me], context.seq.num_blocks
-        keep = self._choice.keep & (np.arange(num_blocks) != tiles[:, None])
+        context, keep = self._context, self._keep
         for owner, plan in self._wanted.items():
             for partition, fetch in zip(context.partitions, plan, strict=True):
                 for head, shipped in zip(partition.heads, fetch.tiles, strict=True):
-                    # The owner attends for them.
-                    keep[np.ix_([head], shipped, context.sight.blocks[owner])] = False
-        local = np.zeros(num_blocks, dtype=bool)
-        local[context.seq.blocks[context.me]] = True
+                    if len(shipped):  # the owner attends for them
+                        keep[head].index_fill_(1, context.sight.blocks_on_device[owner], False)
+        own = context.sight.blocks_on_device[context.me]
+        local = torch.zeros(keep.shape[2], dtype=torch.bool, device=self._device)
+        local[own] = True
         self._returns = []
         for index, partition in enumerate(context.partitions):
+            heads = slice(partition.heads.start, partition.heads.stop)
+            num_local = int(self._own.pairs[partition.tile_range, heads].sum())
+            num_remote = sum(plan[index].fetched_pairs for plan in self._wanted.values())
             if index == 0 and context.peers:
-                self._attend_pages(partition, keep & local)
+                self._attend_pages(partition, keep & local, num_local)
                 self._receive(index)
-                self._attend_pages(partition, keep & ~local)
+                self._attend_pages(partition, keep & ~local, num_remote)
             else:
                 self._receive(index)
-                self._attend_pages(partition, keep)
+                self._attend_pages(partition, keep, num_local + num_remote)
 
-    def _attend_pages(self, partition: MicroPartition, keep_KNJ: np.ndarray) -> None:
+    def _attend_pages(self, partition: MicroPartition, keep_KNJ: Tensor, num_pairs: int) -> None:
         heads = slice(partition.heads.start, partition.heads.stop)
         tiles = partition.tiles(self._num_tiles)
         q_KNRD = self._q_KNGBD[heads, tiles].flatten(2, 3)
         if not q_KNRD.shape[1]:
             return
-        lists = page_lists(keep_KNJ[heads, tiles], self._table_KJ[heads], self._device)
+        lists = page_lists(keep_KNJ[heads, tiles], self._table_KJ[heads], num_pairs)
         o_IRD, lse_IR = self._context.attend(q_KNRD.flatten(0, 1), lists)
         merge_into(
             self._o_KNRD[heads, tiles],
@@ -223,10 +236,8 @@ class SparseLayer:
     def _stage(self, index: int, owner: int, parts: Sequence[Tensor]) -> None:
         """Put fetched blocks where the page table says."""
         context = self._context
-        heads, columns = _flat(context.partitions[index].heads, self._wanted[owner][index].blocks)
-        pages = self._table_KJ[heads, context.sight.blocks[owner][columns]]
+        at = self._pages(index, self._wanted[owner][index], owner)
         keys, values = read_kv(parts, context.shape)
-        at = torch.from_numpy(pages).to(self._device)
         context.store.flat_keys.index_copy_(0, at, keys)
         context.store.flat_values.index_copy_(0, at, values)
 
@@ -234,10 +245,10 @@ class SparseLayer:
         """Attend for shipped queries over the blocks here that their tiles chose."""
         context = self._context
         fetch = self._given[requester][index]
-        heads, tiles = _flat(context.partitions[index].heads, fetch.tiles)
+        heads, tiles = self._items(index, fetch)
         keep_IJ = self._asked[requester][heads, tiles]
-        pages_IJ = self._table_KJ[heads[:, None], context.sight.blocks[context.me]]
-        lists = page_lists(keep_IJ[:, None], pages_IJ, self._device)
+        pages_IJ = self._table_KJ[:, context.sight.blocks_on_device[context.me]][heads]
+        lists = page_lists(keep_IJ.unsqueeze(1), pages_IJ, fetch.shipped_pairs)
         return context.partial_parts(q_IGBD.flatten(1, 2), lists)
 
     def _merge_partials(self) -> None:

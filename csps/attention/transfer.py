@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from csps.attention.int8 import dequantize, quantize
@@ -73,16 +74,55 @@ class KVShape:
         return self.group_size * self.block_size * row
 
 
+class Demand(NamedTuple):
+    """What a requester's choice wants of an owner, on the host; S ranges of tiles.
+
+    `blocks` [S, K, J]: wanted by any tile; `tiles` [K, N]: want any block; both bool. `pairs`
+    [S, K]: how many (tile, block) pairs are kept.
+    """
+
+    blocks: np.ndarray
+    tiles: np.ndarray
+    pairs: np.ndarray
+
+
+def read_demands(keeps_KNJ: Sequence[Tensor], partitions: Sequence[MicroPartition]) -> list[Demand]:
+    """Of every choice (bool, on the device) its Demand, in one copy to the host."""
+    parts = []
+    for keep_KNJ in keeps_KNJ:
+        ranges = {p.tile_range: p.tiles(keep_KNJ.shape[1]) for p in partitions}
+        by_range = [keep_KNJ[:, tiles] for tiles in ranges.values()]
+        parts += [
+            torch.stack([keep.any(1) for keep in by_range]).int(),
+            keep_KNJ.any(2).int(),
+            torch.stack([keep.sum((1, 2), dtype=torch.int32) for keep in by_range]),
+        ]
+    if not parts:
+        return []
+    packed = torch.cat([part.flatten() for part in parts]).cpu()
+    on_host = [
+        values.view(part.shape).numpy()
+        for values, part in zip(packed.split([p.numel() for p in parts]), parts, strict=True)
+    ]
+    return [
+        Demand(blocks.astype(bool), tiles.astype(bool), pairs)
+        for blocks, tiles, pairs in zip(on_host[::3], on_host[1::3], on_host[2::3], strict=True)
+    ]
+
+
 class Fetch(NamedTuple):
     """What one requester gets from one owner in one micro-partition.
 
     `blocks[i]`: blocks of the partition's i-th head that travel, as indices into the owner's
     J; `tiles[i]`: tiles of that head whose queries travel, as indices into the requester's N.
-    Of the two at most one is not empty.
+    Of the two at most one is not empty. Of the pairs that are kept `fetched_pairs` are attended
+    to by the requester, `shipped_pairs` by the owner.
     """
 
     blocks: tuple[np.ndarray, ...]
     tiles: tuple[np.ndarray, ...]
+    fetched_pairs: int
+    shipped_pairs: int
 
     @property
     def num_blocks(self) -> int:
@@ -94,35 +134,51 @@ class Fetch(NamedTuple):
 
 
 def plan_fetches(
-    keep_KNJ: np.ndarray, partitions: Sequence[MicroPartition], shape: KVShape
+    demand: Demand, partitions: Sequence[MicroPartition], shape: KVShape
 ) -> list[Fetch]:
     """One Fetch per micro-partition. A block travels once, in the first that wants it."""
-    passes_q_K = _passes_q(keep_KNJ, shape)
+    passes_q_K = _passes_q(demand, shape)
     nothing = np.empty(0, dtype=np.int64)
-    sent_KJ = np.zeros((keep_KNJ.shape[0], keep_KNJ.shape[2]), dtype=bool)
+    sent_KJ = np.zeros(demand.blocks.shape[1:], dtype=bool)
     fetches = []
     for partition in partitions:
-        tiles = partition.tiles(keep_KNJ.shape[1])
+        tiles = partition.tiles(demand.tiles.shape[1])
         blocks, shipped = [], []
         for head in partition.heads:
-            keep_NJ = keep_KNJ[head, tiles]
             if passes_q_K[head]:
                 blocks.append(nothing)
-                shipped.append(np.flatnonzero(keep_NJ.any(1)) + tiles.start)
+                shipped.append(np.flatnonzero(demand.tiles[head, tiles]) + tiles.start)
             else:
-                wanted_J = keep_NJ.any(0) & ~sent_KJ[head]
+                wanted_J = demand.blocks[partition.tile_range, head] & ~sent_KJ[head]
                 sent_KJ[head] |= wanted_J
                 blocks.append(np.flatnonzero(wanted_J))
                 shipped.append(nothing)
-        fetches.append(Fetch(tuple(blocks), tuple(shipped)))
+        heads = slice(partition.heads.start, partition.heads.stop)
+        pairs_K = demand.pairs[partition.tile_range, heads]
+        shipped_pairs = int(pairs_K[passes_q_K[heads]].sum())
+        fetched_pairs = int(pairs_K.sum()) - shipped_pairs
+        fetches.append(Fetch(tuple(blocks), tuple(shipped), fetched_pairs, shipped_pairs))
     return fetches
 
 
-def _passes_q(keep_KNJ: np.ndarray, shape: KVShape) -> np.ndarray:
+def _passes_q(demand: Demand, shape: KVShape) -> np.ndarray:
     """KV heads whose queries are fewer bytes than the blocks they want: bool [K]."""
-    kv_bytes = keep_KNJ.any(1).sum(1) * shape.block_bytes
-    q_bytes = keep_KNJ.any(2).sum(1) * shape.tile_bytes
+    kv_bytes = demand.blocks.any(0).sum(1) * shape.block_bytes
+    q_bytes = demand.tiles.sum(1) * shape.tile_bytes
     return q_bytes < kv_bytes
+
+
+def pack_bits(flags: Tensor) -> Tensor:
+    """Flags, in order, as uint8 of 8 each; the last one padded."""
+    weights = 1 << torch.arange(8, dtype=torch.uint8, device=flags.device)
+    padded = F.pad(flags.flatten(), (0, -flags.numel() % 8))
+    return (padded.view(-1, 8) * weights).sum(1, dtype=torch.uint8)
+
+
+def unpack_bits(bits: Tensor, num_flags: int) -> Tensor:
+    """Inverse of `pack_bits`: bool."""
+    weights = 1 << torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return (bits[:, None] & weights).bool().flatten()[:num_flags]
 
 
 # Keys and values as parts of a message

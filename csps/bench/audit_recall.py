@@ -47,7 +47,7 @@ class Audit:
         out = self._attention(layer, q_THD, k_TKD, v_TKD)
         (sequence,) = self._attention.sparse
         assert sequence.choice is not None
-        keep_KNJ, counts_GB = sequence.choice.keep, sequence.may_probe
+        keep_KNJ, counts_GB = sequence.choice.keep.numpy(), sequence.may_probe
         q_TKGD = q_THD.float().unflatten(1, (k_TKD.shape[1], -1))
         for head in range(k_TKD.shape[1]):
             recall = exact_recall(

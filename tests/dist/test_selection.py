@@ -1,5 +1,7 @@
 """The parts of sparse prefill, one at a time, in one process."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -8,13 +10,19 @@ from csps.attention.means import keys_per_mean, mass_by_means, mean_keys
 from csps.attention.recall import Outcome, judge, recall_of, widened
 from csps.attention.score import Scores, score
 from csps.attention.select import RowSampler, keep_by_distance, keep_by_mass, visible_blocks
+from csps.attention.sparse_context import page_lists
 from csps.attention.transfer import (
+    Fetch,
     KVShape,
+    MicroPartition,
     kv_parts,
     kv_slots,
     micro_partitions,
+    pack_bits,
     plan_fetches,
+    read_demands,
     read_kv,
+    unpack_bits,
 )
 from csps.core.attention import CsaConfig, Wire
 
@@ -109,24 +117,66 @@ def test_a_row_that_sees_nothing_here_has_no_mass() -> None:
 
 def test_the_fewest_blocks_reach_gamma() -> None:
     mass = torch.tensor([[[0.05, 0.3, 0.02, 0.2, 0.1, 0.08, 0.25, 0.0]]])
-    (keep,) = keep_by_mass(mass, np.array([6]), [0.9])
+    tile = torch.tensor([6])
+    (keep,) = keep_by_mass(mass, tile, [0.9])
     # Sink 0, window 5 and diagonal 6 have 0.38; 1, 3 and 4 make 0.98.
     assert np.flatnonzero(keep[0, 0]).tolist() == [0, 1, 3, 4, 5, 6]
-    half, everything = keep_by_mass(mass, np.array([6]), [0.5, 1.0])
+    half, everything = keep_by_mass(mass, tile, [0.5, 1.0])
     assert np.flatnonzero(half[0, 0]).tolist() == [0, 1, 5, 6]
     assert np.flatnonzero(everything[0, 0]).tolist() == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_more_gamma_keeps_more() -> None:
     mass = torch.rand(2, 30, 30).softmax(-1)
-    tiles = np.arange(30)
+    tiles = torch.arange(30)
     low, high = keep_by_mass(mass, tiles, [0.5, 0.9])
     assert (low <= high).all()
     assert (high <= visible_blocks(tiles, 30)).all()
 
 
+def fewest(mass_J: np.ndarray, tile: int, gamma: float) -> list[int]:
+    """Forced blocks, then the largest until they reach gamma, in whole numbers of 2**-24."""
+    units = np.round(mass_J.astype(np.float16).astype(np.float64) * 2**24).astype(int)
+    kept = sorted({0, max(tile - 1, 0), tile})
+    total = units[: tile + 1].sum()
+    for block in sorted(set(range(tile + 1)) - set(kept), key=lambda block: -units[block]):
+        if units[kept].sum() >= gamma * total:
+            break
+        kept.append(block)
+    return sorted(kept)
+
+
+@pytest.mark.parametrize("concentration", [0.02, 0.3, 5.0])
+def test_the_choice_is_that_of_sorting(concentration: float) -> None:
+    """Of fp16 masses, many of them equal, many 0; some tiles have all theirs where they must."""
+    generator = np.random.default_rng(int(concentration * 100))
+    tiles = np.array([0, 1, 2, 9, 23, 30, 47])
+    mass = generator.gamma(concentration, size=(2, len(tiles), 48)) + 1e-30
+    mass *= np.arange(48) <= tiles[:, None]
+    mass[1] = np.round(mass[1] * 8) / 8 + (np.arange(48) == 0)
+    mass[0, 3, 1:9] = 0.0
+    mass /= mass.sum(2, keepdims=True)
+    gammas = [0.3, 0.6, 0.95, 0.9875]
+    found = keep_by_mass(torch.from_numpy(mass).float(), torch.from_numpy(tiles), gammas)
+    for gamma, keep in zip(gammas, found, strict=True):
+        for head, row in np.ndindex(2, len(tiles)):
+            expected = fewest(mass[head, row], tiles[row], gamma)
+            assert keep[head, row].nonzero().flatten().tolist() == expected
+
+
+def test_of_equal_masses_the_first_are_kept() -> None:
+    """One eighth each: 5 / 8 are the three forced ones and two more."""
+    (keep,) = keep_by_mass(torch.full((1, 1, 9), 0.125), torch.tensor([7]), [0.6])
+    assert keep[0, 0].nonzero().flatten().tolist() == [0, 1, 2, 6, 7]
+
+
+def test_a_row_without_mass_keeps_what_it_must() -> None:
+    (keep,) = keep_by_mass(torch.zeros(1, 1, 9), torch.tensor([7]), [0.9])
+    assert keep[0, 0].nonzero().flatten().tolist() == [0, 6, 7]
+
+
 def test_distance_keeps_fewer_the_farther() -> None:
-    keep = keep_by_distance(np.array([63]), 64, 8)[0]
+    keep = keep_by_distance(torch.tensor([63]), 64, 8)[0].numpy()
     assert keep[0]
     assert keep[56:].all()
     kept = [keep[64 - 2 * d : 64 - d].mean() for d in (8, 16, 32)]
@@ -202,7 +252,7 @@ def test_what_decides_is_not_what_is_reported() -> None:
 
 def test_recall_is_the_mass_in_kept_blocks() -> None:
     mass = torch.tensor([[[[0.5, 0.3, 0.2]]]])
-    keep = np.array([[[True, False, True]]])
+    keep = torch.tensor([[[True, False, True]]])
     assert recall_of(mass, keep).item() == pytest.approx(0.7)
 
 
@@ -213,13 +263,20 @@ def shape(wire: Wire = Wire.MODEL) -> KVShape:
     return KVShape(block_size=4, group_size=3, head_dim=8, dtype=torch.float32, wire=wire)
 
 
+def planned(keep: np.ndarray, partitions: Sequence[MicroPartition]) -> list[Fetch]:
+    (demand,) = read_demands([torch.from_numpy(keep)], partitions)
+    return plan_fetches(demand, partitions, shape())
+
+
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 3, 8])
 def test_every_block_travels_once_and_only_if_wanted(num_kv_heads: int) -> None:
     keep = np.random.default_rng(0).random((num_kv_heads, 40, 12)) < 0.05
     partitions = micro_partitions(num_kv_heads)
     assert len(partitions) > 1
     fetched = [set() for _ in range(num_kv_heads)]
-    for partition, fetch in zip(partitions, plan_fetches(keep, partitions, shape()), strict=True):
+    plan = planned(keep, partitions)
+    assert sum(fetch.fetched_pairs for fetch in plan) == keep.sum()
+    for partition, fetch in zip(partitions, plan, strict=True):
         for head, blocks in zip(partition.heads, fetch.blocks, strict=True):
             assert not fetched[head] & set(blocks.tolist())
             fetched[head] |= set(blocks.tolist())
@@ -233,7 +290,9 @@ def test_few_tiles_that_want_much_ship_their_queries() -> None:
     keep = np.zeros((2, 40, 30), dtype=bool)
     keep[0, 7] = True  # one tile wants all: 30 blocks against one tile
     keep[1, :, 2] = True  # all want one
-    first, second = plan_fetches(keep, micro_partitions(2), shape())
+    first, second = planned(keep, micro_partitions(2))
+    assert (first.fetched_pairs, first.shipped_pairs) == (0, 30)
+    assert (second.fetched_pairs, second.shipped_pairs) == (40, 0)
     assert (first.num_blocks, [list(t) for t in first.tiles]) == (0, [[7]])
     assert ([list(b) for b in second.blocks], second.num_tiles) == ([[2]], 0)
 
@@ -248,3 +307,27 @@ def test_blocks_on_the_wire(wire: Wire) -> None:
     read = read_kv([part.tensor for part in parts], shape(wire))
     tolerance = 0.0 if wire is Wire.MODEL else 0.02
     torch.testing.assert_close(read, (keys, values), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("num_flags", [0, 1, 8, 13, 64])
+def test_bits_on_the_wire(num_flags: int) -> None:
+    flags = torch.rand(num_flags) < 0.5
+    bits = pack_bits(flags)
+    assert bits.dtype is torch.uint8
+    assert len(bits) == -(-num_flags // 8)
+    assert unpack_bits(bits, num_flags).tolist() == flags.tolist()
+
+
+def test_page_lists_are_the_pages_of_kept_blocks() -> None:
+    keep = torch.rand(3, 5, 7) < 0.4
+    keep[1, 2] = False
+    table = torch.randperm(1000)[:21].view(3, 7)
+    starts, pages, longest = page_lists(keep, table, int(keep.sum()))
+    assert starts.dtype is pages.dtype is torch.int32
+    for item, (head, tile) in enumerate(np.ndindex(3, 5)):
+        assert (
+            pages[starts[item] : starts[item + 1]].tolist()
+            == table[head][keep[head, tile]].tolist()
+        )
+    assert starts[-1] == len(pages)
+    assert starts.diff().max() <= longest
