@@ -18,10 +18,16 @@ STAMP := $(VENV)/.installed-$(BUILD)
 WHAT_cpu := --constraint constraints-cpu.txt --editable '.[dev]'
 WHAT_gpu := --editable '.[gpu,dev]'
 
-.PHONY: help setup demo serve test test-gpu lint type proto clean
+# A GPU's machine often has a torch of its own: with PYTHON= given, what needs a GPU runs on that
+# Python as it is, without .venv or network.
+GIVEN := $(filter command environment,$(origin PYTHON))
+GPU_PYTHON := $(if $(GIVEN),PYTHONPATH=$(CURDIR):$(CURDIR)/kernels $(PYTHON),$(BIN)/python)
+GPU_SETUP := $(if $(GIVEN),,setup)
+
+.PHONY: help setup demo serve test test-gpu bench-gpu lint type proto clean
 
 help: ## Print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## Make .venv with CSPS, its tools and the default model (CUDA=1: for GPUs)
 
@@ -45,8 +51,11 @@ serve: setup ## Serve a model: make serve ARGS="--model DIR --workers 2"
 test: setup ## Run all tests, as CI does
 	$(BIN)/python -m pytest
 
-test-gpu: setup ## Run the kernels' tests: on a GPU where there is one, else in an interpreter
-	$(BIN)/python -m pytest tests/kernels
+test-gpu: $(GPU_SETUP) ## Run the kernels' tests: on a GPU where there is one, else in an interpreter
+	$(GPU_PYTHON) -m pytest tests/kernels
+
+bench-gpu: $(GPU_SETUP) ## Measure the GPU path in 8 minutes: make bench-gpu PYTHON=python3 ARGS=...
+	$(GPU_PYTHON) -m scripts.bench_gpu $(ARGS)
 
 lint: setup ## ruff (rules and format), mypy, import directions
 	$(BIN)/ruff check .

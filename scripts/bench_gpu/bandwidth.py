@@ -1,0 +1,78 @@
+"""Kernels that only move data, whose floor is each byte read once and written once.
+
+Suffixes: T tokens, K KV heads, G query heads of a KV head, D head dim, S slots.
+"""
+
+import functools
+
+import torch
+
+from csps_kernels.pack import head_columns, pack_heads, pack_partials, unpack_heads, unpack_partials
+from csps_kernels.rope_store import rope_store
+from scripts.bench_gpu.bench import Bench, Row
+
+NUM_PEERS = 4
+DECODE_ROWS = 32
+
+
+def run(bench: Bench) -> None:
+    """A row of each, of as many tokens as a large prefill step has, and of a decode batch."""
+    for tokens in sorted({bench.sizes.tokens, min(bench.sizes.tokens, DECODE_ROWS)}):
+        bench.case(f"rope_store, {tokens} tokens", functools.partial(_rope, bench, tokens))
+        _partials(bench, tokens)
+        _heads(bench, tokens)
+
+
+def _rope(bench: Bench, tokens: int) -> Row:
+    model = bench.sizes.model
+    kv_heads, group, dim = model.num_kv_heads, model.group_size, model.head_dim
+    fused = bench.normal(tokens, kv_heads, group + 2, dim)
+    table = bench.normal(tokens, dim, dtype=torch.float32)
+    slots = torch.randperm(2 * tokens, generator=bench.generator, device=bench.device)[:tokens]
+    positions = torch.arange(tokens, device=bench.device)
+    keys, values = (bench.normal(kv_heads, 2 * tokens, dim) for _ in range(2))
+    timing = bench.timer(
+        lambda: rope_store(
+            fused[:, :, : group + 1], fused[:, :, group + 1], table, positions, slots, keys, values
+        )
+    )
+    least = 2 * fused.nbytes + table.nbytes + slots.nbytes + positions.nbytes
+    return bench.beside_floor(timing, 0.0, least)
+
+
+def _partials(bench: Bench, tokens: int) -> None:
+    model = bench.sizes.model
+    o = bench.normal(tokens, model.num_heads, model.head_dim)
+    lse = bench.normal(tokens, model.num_heads, dtype=torch.float32)
+    rows = torch.randperm(tokens, generator=bench.generator, device=bench.device)
+    message = pack_partials(o, lse, rows, bench.dtype)
+    bench.timed(
+        f"pack_partials, {tokens} rows",
+        lambda: pack_partials(o, lse, rows, bench.dtype),
+        num_bytes=2 * message.nbytes + rows.nbytes,
+    )
+    bench.timed(
+        f"unpack_partials, {tokens} rows",
+        lambda: unpack_partials(message, rows, bench.dtype, o, lse),
+        num_bytes=2 * message.nbytes + rows.nbytes,
+    )
+
+
+def _heads(bench: Bench, tokens: int) -> None:
+    model = bench.sizes.model
+    counts = model.num_heads, model.num_kv_heads, model.num_kv_heads
+    parts = [bench.normal(tokens, count, model.head_dim) for count in counts]
+    by_peer = torch.arange(sum(counts)).tensor_split(NUM_PEERS)
+    columns = head_columns([peer.tolist() for peer in by_peer], bench.device)
+    message = pack_heads(*parts, columns)
+    out = torch.empty(tokens, sum(counts), model.head_dim, device=bench.device, dtype=bench.dtype)
+    bench.timed(
+        f"pack_heads, {tokens} tokens",
+        lambda: pack_heads(*parts, columns),
+        num_bytes=2 * message.nbytes,
+    )
+    bench.timed(
+        f"unpack_heads, {tokens} tokens",
+        lambda: unpack_heads(message, columns, out),
+        num_bytes=2 * message.nbytes,
+    )
