@@ -17,6 +17,14 @@ Backend = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+CudaGraphs = Annotated[
+    bool,
+    typer.Option(
+        help="Decode steps as CUDA graphs, captured at start, where one GPU has all of the "
+        "model and decode's kernels are triton's.",
+        rich_help_panel=_PANEL,
+    ),
+]
 GpuMemoryUtilization = Annotated[
     float,
     typer.Option(

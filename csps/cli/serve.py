@@ -108,6 +108,7 @@ def serve(
     ] = "auto",
     gpu_memory_utilization: device.GpuMemoryUtilization = 0.9,
     attention_backend: device.Backend = AttentionBackend.AUTO,
+    cuda_graphs: device.CudaGraphs = True,
     block_size: Annotated[
         int, typer.Option(min=1, help="Tokens of a KV block.", rich_help_panel=SHAPE)
     ] = 64,
@@ -297,6 +298,7 @@ def serve(
             ),
             step_sequences=max_running,
             attention_backend=attention_backend,
+            cuda_graphs=cuda_graphs,
             max_model_len=max_model_len,
             tp=tp,
             placement=STRATEGIES[strategy].placement,

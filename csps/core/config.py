@@ -42,7 +42,7 @@ class WorkerSetup:
     `gpu_memory_utilization` of all memory less what else the rank takes there, which `step_tokens`
     and `step_sequences` bound: the largest step. `max_model_len` 0 means the model's own context,
     which `rope_scaling` ("yarn:4") makes longer; `threads_per_rank` 0 means cores / ranks on the
-    machine.
+    machine. `cuda_graphs`: for decode, where a GPU has all of the model.
     """
 
     model: str
@@ -59,6 +59,7 @@ class WorkerSetup:
     collective_timeout_s: float = 300.0
     rope_scaling: str = ""
     attention_backend: AttentionBackend = AttentionBackend.AUTO
+    cuda_graphs: bool = True
     csa: CsaConfig = field(default_factory=CsaConfig)
 
 

@@ -72,6 +72,7 @@ def setup_to_proto(setup: WorkerSetup) -> worker_pb2.Setup:
         collective_timeout_s=setup.collective_timeout_s,
         rope_scaling=setup.rope_scaling,
         attention_backend=setup.attention_backend.value,
+        cuda_graphs=setup.cuda_graphs,
         csa=csa_to_proto(setup.csa),
     )
 
@@ -92,6 +93,7 @@ def setup_from_proto(message: worker_pb2.Setup) -> WorkerSetup:
         collective_timeout_s=message.collective_timeout_s,
         rope_scaling=message.rope_scaling,
         attention_backend=AttentionBackend(message.attention_backend),
+        cuda_graphs=message.cuda_graphs,
         csa=csa_from_proto(message.csa),
     )
 

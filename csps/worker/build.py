@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import NamedTuple
@@ -11,7 +11,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from csps.attention.backends import Kernels
+from csps.attention.backends import FixedDecode, Kernels, PagedDecode
 from csps.attention.transfer import KVShape
 from csps.checkpoint.config import read_config
 from csps.checkpoint.locate import locate
@@ -20,6 +20,8 @@ from csps.core.heads import AxisHeads
 from csps.core.model_config import ModelConfig
 from csps.core.plan import Lane, Layout
 from csps.core.strategy import Placement
+from csps.engine.bucketed import BucketedDecode, bucket_sizes
+from csps.engine.cuda_graphs import GraphCapture
 from csps.engine.kv_pool import KVPool
 from csps.engine.lane import LaneEngine, LayoutEngine
 from csps.engine.placements import HeadsSharded, PlacedAttention, TokensAttention
@@ -185,16 +187,18 @@ def assemble(
         dtype=shape.dtype,
         device=mesh.device,
     )
+    lanes = {
+        lane: _lane_engine(model, parts.resident, mesh, lane, setup.csa.pipeline)
+        for lane in setup.placement.lanes
+    }
     runner = Runner(
         rank=place.rank,
         attention=_placed_attention(setup, mesh, parts, pool, chosen.kernels, shape),
-        lanes={
-            lane: _lane_engine(model, parts.resident, mesh, lane, setup.csa.pipeline)
-            for lane in setup.placement.lanes
-        },
+        lanes=lanes,
         block_size=setup.block_size,
         eos_ids=frozenset(config.eos_token_ids),
         device=mesh.device,
+        bucketed=_cuda_graphs(setup, mesh, lanes, pool, chosen.kernels.paged_decode),
     )
     return Built(runner, num_pages, str(chosen))
 
@@ -206,6 +210,34 @@ def _placed_attention(
     if setup.placement is Placement.HEADS:
         return HeadsSharded(pool, kernels, heads, mesh.device)
     return TokensAttention(mesh.s, mesh.sp, pool, kernels, setup.csa, heads, shape, mesh.device)
+
+
+def _cuda_graphs(
+    setup: WorkerSetup,
+    mesh: Mesh,
+    lanes: Mapping[Lane, LaneEngine],
+    pool: KVPool,
+    decode: PagedDecode,
+) -> BucketedDecode | None:
+    """Captured at once: no step waits for it, and what memory they take is taken."""
+    if mesh.device.type != "cuda" or not setup.cuda_graphs:
+        return None
+    if mesh.size > 1 or not isinstance(decode, FixedDecode):
+        cause = "there are several ranks" if mesh.size > 1 else "its kernels are not triton's"
+        logger.info("decode runs without CUDA graphs: %s", cause)
+        return None
+    begun = time.perf_counter()
+    (engine,) = (engine for lane, engine in lanes.items() if lane is not Lane.PREFILL)
+    bucketed = BucketedDecode(
+        engine.layouts[Layout.SP],
+        pool,
+        decode,
+        bucket_sizes(setup.step_sequences),
+        mesh.device,
+        GraphCapture(mesh.device),
+    )
+    logger.info("decode captured as CUDA graphs in %.1f s", time.perf_counter() - begun)
+    return bucketed
 
 
 def _num_pages(

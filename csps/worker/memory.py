@@ -74,12 +74,15 @@ def footprint(
     activations = 2 * element_bytes * config.hidden_size + max(mlp, attention)
     context = 2 * element_bytes * (query + kv)
     logits = 4 * LOGITS_COPIES * config.vocab_size
+    # Of decode's buckets, which share the activations of the largest; their sizes add up to twice
+    # its, and each keeps its logits.
+    graphs = activations + 2 * 4 * config.vocab_size if setup.cuda_graphs else 0
     rope = 4 * max_model_len * config.head_dim
     return Footprint(
         weights=config.num_parameters() * element_bytes + rope,
         workspace=setup.step_tokens * activations
         + max_model_len * context
-        + setup.step_sequences * logits,
+        + setup.step_sequences * (logits + graphs),
         staging=staging_bytes,
     )
 

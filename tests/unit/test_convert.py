@@ -139,6 +139,7 @@ setups = st.builds(
     threads_per_rank=uint32,
     collective_timeout_s=seconds,
     attention_backend=st.sampled_from(AttentionBackend),
+    cuda_graphs=st.booleans(),
 )
 
 

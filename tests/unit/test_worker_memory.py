@@ -62,6 +62,9 @@ def test_a_footprint_counts_weights_and_grows_with_the_step() -> None:
         assert large.workspace - small.workspace == 10 * per_token
     longer = footprint(LLAMA_8B, SETUP, 8193, staging_bytes=5)
     assert longer.workspace - needs.workspace == 2 * 2 * (32 + 8) * 128
+    plain = footprint(LLAMA_8B, replace(SETUP, cuda_graphs=False), 8192, staging_bytes=5)
+    graphs = 64 * (2 * 2 * 4096 + 73728 + 2 * 4 * 128256)
+    assert needs.workspace - plain.workspace == graphs
     wide = footprint(LLAMA_8B, replace(SETUP, dtype=DType.FLOAT32), 8192, staging_bytes=5)
     assert wide.weights == pytest.approx(8.03e9 * 4, rel=0.01)
 
