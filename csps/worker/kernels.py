@@ -16,7 +16,7 @@ from csps.attention.transfer import KVShape
 from csps.core.config import AttentionBackend
 from csps.core.errors import ConfigError
 from csps.model.layers import upcasts
-from csps.worker.trials import Inputs, TrialSize, check, random_inputs, seconds
+from csps.worker.trials import TRIALS, Inputs, TrialSize, check, random_inputs, seconds
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ TYPICAL_TOKENS, TYPICAL_TILE_TOKENS, TYPICAL_ROWS = 8192, 4096, 8
 
 
 class ChosenKernels(NamedTuple):
-    """`backends`: whose kernel each phase (field of Kernels) has, never AUTO."""
+    """`backends`: whose kernel each phase (of TRIALS) has, never AUTO."""
 
     backends: Mapping[str, AttentionBackend]
     kernels: Kernels
@@ -55,11 +55,11 @@ def choose_kernels(
     of_torch = torch_kernels(shape.dtype, device, num_threads=num_threads)
     is_auto = wanted is AttentionBackend.AUTO
     if wanted is AttentionBackend.TORCH or (is_auto and device.type != "cuda"):
-        return ChosenKernels(dict.fromkeys(Kernels._fields, AttentionBackend.TORCH), of_torch)
+        return ChosenKernels(dict.fromkeys(TRIALS, AttentionBackend.TORCH), of_torch)
     if not is_auto:
         kernels = _load(wanted, shape, device)
         _check_all(wanted, kernels, _few_pages(shape, num_kv_heads, device))
-        return ChosenKernels(dict.fromkeys(Kernels._fields, wanted), kernels)
+        return ChosenKernels(dict.fromkeys(TRIALS, wanted), kernels)
     begun = time.perf_counter()
     chosen = fastest_by_phase(
         {**_installed(shape, device), AttentionBackend.TORCH: of_torch},
@@ -86,14 +86,15 @@ def fastest_by_phase(
     A kernel that two backends share counts as the first one's. ConfigError if none is right.
     """
     backends: dict[str, AttentionBackend] = {}
-    for phase in Kernels._fields:
-        kernels = {getattr(x, phase): backend for backend, x in reversed(offered.items())}
+    for phase in TRIALS:
+        # By kernel: the first backend that has it.
+        first = {getattr(x, phase): backend for backend, x in reversed(offered.items())}
         times: dict[AttentionBackend, float] = {}
         failures: list[str] = []
-        for kernel, backend in reversed(kernels.items()):
+        for backend in reversed(first.values()):
             try:
-                check(phase, kernel, tried_on)
-                times[backend] = seconds(phase, kernel, timed_on)
+                check(phase, offered[backend], tried_on)
+                times[backend] = seconds(phase, offered[backend], timed_on)
             except Exception as error:  # whatever it is, others may do better
                 failures.append(f"{backend}: {_one_line(error)}")
         logger.info("%s: %s", phase, ", ".join(f"{x} {1e3 * s:.3f} ms" for x, s in times.items()))
@@ -109,9 +110,9 @@ def fastest_by_phase(
 
 def _check_all(wanted: AttentionBackend, kernels: Kernels, inputs: Inputs) -> None:
     """A GPU needs a driver, a C compiler and shared memory for the shapes, for instance."""
-    for phase, kernel in kernels._asdict().items():
+    for phase in TRIALS:
         try:
-            check(phase, kernel, inputs)
+            check(phase, kernels, inputs)
         except Exception as error:
             device = inputs.q_TKGD.device
             where = device if device.type == "cuda" else "a CPU: it needs a GPU"
@@ -127,7 +128,8 @@ def _installed(shape: KVShape, device: torch.device) -> dict[AttentionBackend, K
         try:
             found[backend] = _load(backend, shape, device)
         except ConfigError as error:
-            logger.warning("attending without %s: %s", backend, error)
+            level = logging.WARNING if backend is AttentionBackend.TRITON else logging.INFO
+            logger.log(level, "attending without %s: %s", backend, error)
     return found
 
 

@@ -7,7 +7,7 @@ page, J blocks, M partial outputs.
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -17,7 +17,10 @@ from torch import Tensor
 
 from csps.attention.backends import (
     BlockSparse,
+    DecodeRows,
     Diagonal,
+    FixedDecode,
+    Kernels,
     Merge,
     PagedDecode,
     PageLists,
@@ -26,6 +29,7 @@ from csps.attention.backends import (
 )
 from csps.attention.backends.torch_cpu import cpu_kernels
 from csps.attention.int8 import quantize
+from csps.attention.kv import KVStore
 from csps.attention.merge import pack
 from csps.attention.score import BlockKeys
 from csps.attention.select import Rows
@@ -249,17 +253,30 @@ TRIALS: Mapping[str, Callable[[Any, Inputs], Call]] = {
 }
 
 
-def check(phase: str, kernel: object, inputs: Inputs) -> None:
+def check(phase: str, kernels: Kernels, inputs: Inputs) -> None:
     """AssertionError if a phase's kernel is wrong on `inputs`; what it raises itself."""
-    exact = getattr(cpu_kernels(upcast=False, num_threads=1), phase)
-    expected = TRIALS[phase](exact, inputs.in_fp32())()
-    for one, other in zip(TRIALS[phase](kernel, inputs)(), expected, strict=True):
-        torch.testing.assert_close(one.float().cpu(), other, rtol=TOLERANCE, atol=TOLERANCE)
+    exact = cpu_kernels(upcast=False, num_threads=1)
+    expected = TRIALS[phase](getattr(exact, phase), inputs.in_fp32())()
+    tried = [getattr(kernels, phase)]
+    if isinstance(kernels.paged_decode, FixedDecode) and phase == "paged_decode":
+        tried.append(_in_fixed_place(kernels.paged_decode))
+    for kernel in tried:
+        for one, other in zip(TRIALS[phase](kernel, inputs)(), expected, strict=True):
+            torch.testing.assert_close(one.float().cpu(), other, rtol=TOLERANCE, atol=TOLERANCE)
 
 
-def seconds(phase: str, kernel: object, inputs: Inputs) -> float:
+def _in_fixed_place(kernel: FixedDecode) -> PagedDecode:
+    def paged_decode(store: KVStore, shards: Sequence[tuple[Run, ...]]) -> DecodeRows:
+        rows = kernel.fixed(store, len(shards))
+        rows.load(shards)
+        return rows
+
+    return paged_decode
+
+
+def seconds(phase: str, kernels: Kernels, inputs: Inputs) -> float:
     """Median time of a layer's call, from when the device has nothing else to do."""
-    call = TRIALS[phase](kernel, inputs)
+    call = TRIALS[phase](getattr(kernels, phase), inputs)
     call()  # what is compiled is compiled now
     times: list[float] = []
     while len(times) < REPEATS and sum(times) < ENOUGH_S:

@@ -123,6 +123,30 @@ def test_steps_have_plans_of_their_own(device) -> None:
         gc.collect()
 
 
+@pytest.mark.parametrize("group", [3, 4])
+def test_decode_in_a_graph(device, group: int) -> None:
+    """Captured once, then run for other rows, fewer of them too."""
+    pool, host = pools(2, 128, torch.bfloat16, device)
+    rows = kernels(group).paged_decode.fixed(pool, len(SHARDS))
+    q = normal(len(SHARDS), 2 * group, 128, seed=3).to(device, torch.bfloat16)
+    found = torch.empty_like(q), torch.empty(q.shape[:2], device=device)
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        rows(1, q, *found)
+    with torch.cuda.graph(graph, stream=stream):
+        rows(1, q, *found)
+    for shards in (SHARDS, SHARDS[2:], [], SHARDS[:1], SHARDS[::-1]):
+        rows.load(shards)
+        for x in found:
+            x.fill_(torch.nan)
+        graph.replay()
+        all_shards = [*shards, *[()] * (len(SHARDS) - len(shards))]
+        expected = torch.empty(q.shape), torch.empty(q.shape[:2])
+        RowByRow(EXACT)(host, all_shards)(1, q.float().cpu(), *expected)
+        assert_like_twin((found[0].cpu(), found[1].cpu()), expected, torch.bfloat16)
+
+
 @DTYPES
 @pytest.mark.parametrize("dim", [64, 128])
 @pytest.mark.parametrize(

@@ -89,3 +89,9 @@ def test_workspace_holds_what_a_plan_asks_for(group: int, tile: int) -> None:
     outputs = num_kv_heads * group * num_programs * tile * head_dim * 4
     sums = outputs // head_dim
     assert workspace_bytes(group, head_dim, num_processors) >= outputs + sums + 32
+    num_rows = 64
+    in_graph = workspace_bytes(
+        group, head_dim, num_processors, rows_in_graph=num_rows * num_kv_heads
+    )
+    num_tiles = -(-num_rows * group // tile) + num_rows - 1
+    assert in_graph >= (outputs + sums) * num_tiles // num_programs + 32

@@ -56,14 +56,17 @@ def uses_tensor_cores(group_size: int) -> bool:
     return group_size > MAX_GROUP_WITHOUT_TENSOR_CORES
 
 
-def workspace_bytes(group_size: int, head_dim: int, num_processors: int) -> int:
+def workspace_bytes(
+    group_size: int, head_dim: int, num_processors: int, *, rows_in_graph: int = 0
+) -> int:
     """Of the partial outputs and log-sum-exps of one step's rows, where keys are split.
 
-    At most 2 programs a processor have tiles of 16, 64 or 128 rows with tensor cores, at most 32
-    a row each without; both times fp32 and the heads of a group.
+    With tensor cores at most 2 programs a processor have tiles of 16, 64 or 128 rows, without
+    them at most 32 have one row each; both times fp32, for all heads of a group. In a CUDA graph
+    there are 2 tiles at least for each of `rows_in_graph`: rows times KV heads.
     """
     tile = next(rows for rows in (16, 64, 128) if group_size <= rows or rows == 128)
-    rows = num_processors * 2 * tile * group_size
+    rows = 2 * max(num_processors, rows_in_graph) * tile * group_size
     return 4 * rows * (head_dim + 1) + (1 << 20)
 
 
