@@ -23,6 +23,8 @@ from csps.attention.int8 import dequantize, quantize
 
 NUM_PROBES = 2  # per tile and KV head
 WINDOW_BLOCKS = 1  # kept right behind the diagonal, whatever they hold
+# A mass in fp16, and the share of a tile's mass that may be lost, are whole numbers of 1 / these.
+MASS_UNITS, LOST_UNITS = 2**24, 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +131,8 @@ def keep_by_mass(mass_KNJ: Tensor, tiles_N: Tensor, gammas: Sequence[float]) -> 
     """For each gamma the fewest blocks whose estimated mass reaches it: bool [K, N, J].
 
     The forced blocks come first; of blocks of equal mass those at the front. gamma 1 keeps
-    everything visible. Masses count as what they are in fp16: their sums up to 1 are exact in
-    fp32, so that neither order nor device changes the choice.
+    everything visible. Masses count as what they are in fp16, below 2: whole numbers of 2**-24,
+    whose sums up to 1 are exact in fp32. So neither order nor device changes the choice.
     """
     num_blocks = mass_KNJ.shape[2]
     visible = visible_blocks(tiles_N, num_blocks)
@@ -139,15 +141,17 @@ def keep_by_mass(mass_KNJ: Tensor, tiles_N: Tensor, gammas: Sequence[float]) -> 
     optional = mass_KNJ * (visible & ~forced)
     ascending = _sort(optional)
     sums = ascending.cumsum(2)
-    total_KN1 = sums[:, :, -1:] + (mass_KNJ * forced).sum(2, keepdim=True)
+    total_KN1 = (mass_KNJ * visible).sum(2, keepdim=True, dtype=torch.float64)
     kept = []
     for gamma in gammas:
         if gamma >= 1.0:
             kept.append(visible.expand_as(optional))
-        else:
-            # The smallest go, as long as they add up to no more than may be lost.
-            first_kept_KN1 = torch.searchsorted(sums, (1.0 - gamma) * total_KN1, right=True)
-            kept.append(_from(first_kept_KN1, ascending, optional, scratch=mass_KNJ) | forced)
+            continue
+        share = round((1.0 - gamma) * LOST_UNITS)
+        lost_KN1 = (total_KN1 * MASS_UNITS).long() * share // LOST_UNITS
+        # The smallest go, as long as they add up to no more than may be lost.
+        first_kept_KN1 = torch.searchsorted(sums, lost_KN1.float() / MASS_UNITS, right=True)
+        kept.append(_from(first_kept_KN1, ascending, optional, scratch=mass_KNJ) | forced)
     return kept
 
 
