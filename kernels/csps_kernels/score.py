@@ -61,7 +61,7 @@ def _score_span(
     for block in tl.range(first, last):
         page = tl.load(pages_ptr + block)
         k_BD = k_desc.load([page * PAGE, 0])
-        scores_XB = tl.dot(q_XD, tl.trans(k_BD), input_precision="ieee")
+        scores_XB = tl.dot(q_XD, tl.trans(k_BD), input_precision="tf32x3")
         if MASKED:
             position_B = tl.load(blocks_ptr + block) * PAGE + tl.arange(0, PAGE)
             seen_XB = position_B[None, :] <= position_X[:, None]
