@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from csps.attention.backends import RowScores, Score
+from csps.attention.backends import Kernels, RowScores
 from csps.attention.means import keys_per_mean, mass_by_means, mean_keys
 from csps.attention.recall import Outcome, Verdict, judge, recall_of, widened
 from csps.attention.score import BlockKeys
-from csps.attention.select import Rows, RowSampler, keep_by_distance, keep_by_mass, visible_blocks
+from csps.attention.select import Rows, RowSampler, keep_by_distance, visible_blocks
 from csps.attention.shards import SparseSequence
 from csps.attention.sight import Sight
 from csps.core.attention import AttentionKind, CsaConfig, Estimate
@@ -42,13 +42,13 @@ class Selection:
         sight: Sight,
         sampler: RowSampler,
         packets: Packets,
-        score: Score,
+        kernels: Kernels,
         config: CsaConfig,
         layer: int,
         first_head: int,
     ) -> None:
         self._seq, self._sight, self._sampler = seq, sight, sampler
-        self._packets, self._score_rows, self._config = packets, score, config
+        self._packets, self._kernels, self._config = packets, kernels, config
         self._layer, self._first_head = layer, first_head
         self._me = packets.rank
         self._peers = tuple(rank for rank in sight.ranks if rank != self._me)
@@ -205,7 +205,7 @@ class Selection:
         offsets = self._sampler.offsets(self._layer, tiles)
         positions = tiles[:, None] * self._seq.block_size + offsets
         blocks = self._sight.blocks[self._me]
-        self._scores[requester] = self._score_rows(rows, positions, tiles, self._keys, blocks)
+        self._scores[requester] = self._kernels.score(rows, positions, tiles, self._keys, blocks)
 
     def _skip(self, requester: int, owner: int, other: int) -> int:
         """Tiles that see `owner` but not `other`: `other` needs no log-sum-exp of them."""
@@ -230,16 +230,16 @@ class Selection:
         ]
 
     def _assemble_mass(self) -> tuple[Tensor, Tensor]:
-        """Mean mass [K, N, J] and the probes' [K, N, E, J] over all owners' blocks, fp32."""
+        """Over all owners' blocks: mean mass [K, N, J] fp16, the probes' [K, N, E, J] fp32."""
         me, sight = self._me, self._sight
         shape = self._num_kv_heads, len(sight.tiles[me]), self._seq.num_blocks
-        chosen = torch.zeros(shape, device=self._device)
+        chosen = torch.zeros(shape, dtype=torch.float16, device=self._device)
         probes = torch.zeros((*shape, self._sampler.num_probes), device=self._device)
         for mass, own in zip((chosen, probes), self._own_mass, strict=True):
-            mass[:, :, sight.blocks_on_device[me]] = own.float()
+            mass[:, :, sight.blocks_on_device[me]] = own.to(mass.dtype)
         for owner, parts in self._mass_arrival.wait().items():
             for mass, part in zip((chosen, probes), parts, strict=True):
-                mass.flatten(1, 2).index_copy_(1, sight.wanted(owner), part.float())
+                mass.flatten(1, 2).index_copy_(1, sight.wanted(owner), part.to(mass.dtype))
         return chosen, probes.transpose(2, 3)
 
     @property
@@ -254,7 +254,7 @@ class Selection:
         if params.kind is AttentionKind.CSA_DISTANCE:
             keep = keep_by_distance(tiles, self._seq.num_blocks, params.window_blocks)
             return [keep.expand(self._num_kv_heads, -1, -1)]
-        return keep_by_mass(mass_KNJ, tiles, self._gammas)
+        return self._kernels.choose(mass_KNJ, tiles, self._gammas)
 
     def _vote_shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Pairs kept [choices, K], recalls [choices, K, N, E]."""

@@ -83,7 +83,7 @@ class SparseLayer:
             context.sight,
             context.sampler,
             context.packets,
-            context.kernels.score,
+            context.kernels,
             context.config,
             self._layer,
             context.first_head,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from csps.attention.backends import (
     BlockSparse,
+    Choose,
     DecodeRows,
     Diagonal,
     FixedDecode,
@@ -44,6 +45,8 @@ REPEATS = 5
 ENOUGH_S = 0.05
 # Rows of a tile and head that choose pages, and as many probes.
 SAMPLED_ROWS = 8
+# What is asked for, and the second try (csps.attention.recall).
+CHOSEN_GAMMAS = (0.95, 0.9875)
 # Ranks that answer for a row of a decode step.
 NUM_SOURCES = 3
 
@@ -200,6 +203,17 @@ def _score(kernel: Score, inputs: Inputs) -> Call:
     return call
 
 
+def _choose(kernel: Choose, inputs: Inputs) -> Call:
+    """Masses of which a few are large."""
+    num_tiles, num_kv_heads = inputs.size.num_tiles, inputs.q_TKGD.shape[1]
+    device = inputs.q_TKGD.device
+    generator = torch.Generator().manual_seed(0)
+    mass_KNJ = torch.rand(num_kv_heads, num_tiles, num_tiles, generator=generator).pow_(8).tril_()
+    mass_KNJ = (mass_KNJ / mass_KNJ.sum(2, keepdim=True)).half().to(device)
+    tiles = torch.arange(num_tiles, device=device)
+    return lambda: [keep.float() for keep in kernel(mass_KNJ, tiles, CHOSEN_GAMMAS)]
+
+
 def _paged_decode(kernel: PagedDecode, inputs: Inputs) -> Call:
     """Shards of two runs, the last page of which is half full; the last row has no keys."""
     size, page_size = inputs.size, inputs.page_size
@@ -248,6 +262,7 @@ TRIALS: Mapping[str, Callable[[Any, Inputs], Call]] = {
     "block_sparse": _block_sparse,
     "diagonal": _diagonal,
     "score": _score,
+    "choose": _choose,
     "paged_decode": _paged_decode,
     "merge": _merge,
 }

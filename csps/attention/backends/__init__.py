@@ -166,6 +166,14 @@ class Score(Protocol):
         ...
 
 
+class Choose(Protocol):
+    """Choice of the blocks that hold enough of each tile's estimated mass."""
+
+    def __call__(self, mass_KNJ: Tensor, tiles_N: Tensor, gammas: Sequence[float]) -> list[Tensor]:
+        """For each gamma bool [K, N, J]: those of csps.attention.select.keep_by_mass, each one."""
+        ...
+
+
 class Kernels(NamedTuple):
     """What one device attends with."""
 
@@ -173,5 +181,6 @@ class Kernels(NamedTuple):
     block_sparse: BlockSparse
     diagonal: Diagonal
     score: Score
+    choose: Choose
     paged_decode: PagedDecode
     merge: Merge

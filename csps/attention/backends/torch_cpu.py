@@ -11,6 +11,7 @@ from csps.attention.backends.block_sparse_cpu import BlockSparseCpu
 from csps.attention.merge import merge_rows
 from csps.attention.runs import RowByRow
 from csps.attention.score import score_rows
+from csps.attention.select import keep_by_mass
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
@@ -74,6 +75,7 @@ def cpu_kernels(*, upcast: bool, num_threads: int) -> Kernels:
         block_sparse=BlockSparseCpu(upcast=upcast, num_threads=num_threads),
         diagonal=DiagonalCpu(upcast=upcast),
         score=score_rows,
+        choose=keep_by_mass,
         paged_decode=RowByRow(partial),
         merge=merge_rows,
     )

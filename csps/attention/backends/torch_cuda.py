@@ -13,6 +13,7 @@ from csps.attention.backends import Kernels, PageLists
 from csps.attention.merge import merge_rows
 from csps.attention.runs import RowByRow
 from csps.attention.score import score_rows
+from csps.attention.select import keep_by_mass
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention
 
@@ -56,6 +57,7 @@ KERNELS = Kernels(
     block_sparse=block_sparse,
     diagonal=diagonal,
     score=score_rows,
+    choose=keep_by_mass,
     paged_decode=RowByRow(partial),
     merge=merge_rows,
 )
