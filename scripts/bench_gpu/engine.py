@@ -7,6 +7,7 @@ tokens of each row as there is room for: what is there does not change their tim
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -98,12 +99,17 @@ def _setup(bench: Bench, model: str, max_model_len: int) -> WorkerSetup:
 
 
 def _decodes(bench: Bench, served: Served, batches: Sequence[tuple[int, int]]) -> None:
-    def cases(rank: Rank) -> None:
-        for num_rows, num_keys in batches:
-            work = functools.partial(decode, bench, served, rank, num_rows, num_keys)
-            bench.case(f"decode {num_rows} x {num_keys}", work)
+    """With CUDA graphs and without; a CPU has none."""
+    for graphs in (True, False) if bench.device.type == "cuda" else (False,):
+        name = "graphs" if graphs else "no graphs"
 
-    _on_rank(bench, served, "decode", cases)
+        def cases(rank: Rank, name: str = name) -> None:
+            for num_rows, num_keys in batches:
+                work = functools.partial(decode, bench, served, rank, num_rows, num_keys)
+                bench.case(f"decode {num_rows} x {num_keys}, {name}", work)
+
+        setup = replace(served.setup, cuda_graphs=graphs)
+        _on_rank(bench, served._replace(setup=setup), f"decode, {name}", cases)
 
 
 def _prefills(bench: Bench, served: Served, prompts: list[list[int]]) -> None:

@@ -2,8 +2,8 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from statistics import median
+from typing import NamedTuple
 
 import torch
 from torch.autograd import DeviceType
@@ -22,8 +22,7 @@ WARM_STEPS = 4
 DECODE_ROOM = 1  # tokens behind a prompt that is not decoded
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
+class Served(NamedTuple):
     """What a rank serves, and how it is built."""
 
     setup: WorkerSetup
@@ -105,6 +104,7 @@ def decode(bench: Bench, served: Served, rank: Rank, num_rows: int, num_keys: in
         "bytes": num_bytes,
         **bench.floor_of(step_s, flops, num_bytes),
         "backend": rank.built.backend,
+        "cuda_graphs": rank.built.runner.bucketed is not None,
         "runner_s": median(result.stats.wall_s for result, _ in measured),
         "cpu_s": cpu_s,
         "device_busy_s": busy_s,

@@ -12,13 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from csps.attention.select import WINDOW_BLOCKS
 from csps_kernels import block_sparse, paged_decode, score
 from csps_kernels.causal import attention
+from csps_kernels.choose import choose
 from csps_kernels.twins import block_sparse as block_sparse_twin
 from csps_kernels.twins import paged_decode as paged_decode_twin
 from csps_kernels.twins import score as score_twin
 from csps_kernels.twins.causal import attention as attention_twin
+from csps_kernels.twins.choose import choose as choose_twin
 from scripts.bench_gpu.bench import Bench
+
+GAMMA = 0.95
 
 Parts = Callable[[], tuple[Tensor, ...]]
 # What the kernel computes, and what its twin does.
@@ -53,6 +58,8 @@ def checks(bench: Bench) -> Iterator[Case]:
     yield case(_paged_decode, "one query head", [odd], heads, 1, size, dim)
     yield case(_score, "model", heads, most, group * 8, size, dim)
     yield case(_score, "odd", 3, 5, 7, 16, 64)
+    yield case(_choose, "model", heads, most)
+    yield case(_choose, "odd", 3, 37)
 
 
 def _block_sparse(
@@ -148,3 +155,18 @@ def _score(bench: Bench, heads: int, blocks: int, chosen: int, size: int, dim: i
         return lse_KNR, *masses
 
     return lambda: parts(score), lambda: parts(score_twin)
+
+
+def _choose(bench: Bench, heads: int, blocks: int) -> Pair:
+    """Every third tile; of the masses few are large, and many are equal."""
+    tiles_N = torch.arange(0, blocks, 3, device=bench.device)
+    mass_KNJ = torch.rand(
+        heads, len(tiles_N), blocks, generator=bench.generator, device=bench.device
+    )
+    mass_KNJ = (mass_KNJ**12 * 64).round() + 1.0
+    mass_KNJ *= torch.arange(blocks, device=bench.device) <= tiles_N[:, None]
+    mass_KNJ = (mass_KNJ / mass_KNJ.sum(2, keepdim=True)).half()
+    return (
+        lambda: (choose(mass_KNJ, tiles_N, GAMMA, WINDOW_BLOCKS),),
+        lambda: (choose_twin(mass_KNJ, tiles_N, GAMMA, WINDOW_BLOCKS),),
+    )

@@ -95,9 +95,12 @@ def _worst_error(sections: Sections) -> float | None:
 
 
 def _worst_share(sections: Sections) -> float | None:
-    shares = [
-        row.get("python_share")
+    """Of steps in CUDA graphs, where any were."""
+    rows = [
+        row
         for name in ("llama", "default_model")
         for row in sections.get(name, {}).get("rows", [])
+        if row.get("python_share") is not None
     ]
-    return max((share for share in shares if share is not None), default=None)
+    rows = [row for row in rows if row["cuda_graphs"]] or rows
+    return max((row["python_share"] for row in rows), default=None)

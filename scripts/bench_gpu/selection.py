@@ -31,6 +31,7 @@ from scripts.bench_gpu.bench import Bench, Row
 
 REPEATS = 5
 ATTENDING = ("block_sparse", "diagonal")
+NOT_IN_A_LAYER = ("paged_decode", "merge")
 
 
 def run(bench: Bench) -> None:
@@ -133,7 +134,7 @@ def _whole(bench: Bench, layer: Layer) -> Row:
 
 
 def _parts(bench: Bench, layer: Layer) -> Row:
-    """Seconds of each kernel, the device at rest before and after it; the rest is choice and lists.
+    """Seconds of each kernel, the device at rest before and after it; the rest is mostly lists.
 
     `selection_s`: all but the attention itself, so it also has what merging partial outputs takes.
     """
@@ -147,7 +148,7 @@ def _parts(bench: Bench, layer: Layer) -> Row:
     return {
         "layer_s": layer_s,
         **{f"{name}_s": seconds for name, seconds in clock.seconds.items()},
-        "choice_and_lists_s": layer_s - sum(clock.seconds.values()),
+        "rest_s": layer_s - sum(clock.seconds.values()),
         "selection_s": layer_s - attention_s,
         "over_dense": (layer_s - attention_s) / peer if peer else None,
     }
@@ -162,11 +163,12 @@ class KernelClock:
 
     def around(self, kernels: Kernels) -> Kernels:
         """The kernels of a sparse layer, each counted."""
-        return kernels._replace(
-            block_sparse=self._counted("block_sparse", kernels.block_sparse),
-            diagonal=self._counted("diagonal", kernels.diagonal),
-            score=self._score(kernels.score),
-        )
+        called = {
+            name: self._counted(name, kernel)
+            for name, kernel in kernels._asdict().items()
+            if name not in NOT_IN_A_LAYER
+        }
+        return kernels._replace(**{**called, "score": self._score(kernels.score)})
 
     def _counted(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*arguments: Any, **options: Any) -> Any:
