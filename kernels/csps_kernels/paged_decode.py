@@ -18,7 +18,7 @@ from torch import Tensor
 
 from csps_kernels.merge import MergePlan, merge
 from csps_kernels.online_softmax import add_block, base_2_scale, finish
-from csps_kernels.tables import pack, padded_size, upload
+from csps_kernels.tables import padded_size, upload
 
 # Programs that a multiprocessor holds at a time, and how many times that many there should be:
 # the more, the smaller the part of the device that idles at the end.
@@ -82,22 +82,24 @@ class FixedPlan:
         shapes = [(chunks, 3), (num_rows + 1,), (chunks,), (max_pages,)]
         sizes = [padded_size(math.prod(shape)) for shape in shapes]
         self._table = torch.zeros(sum(sizes), dtype=torch.int32, device=device)
-        parts = zip(self._table.split(sizes), shapes, strict=True)
-        chunks_C3, starts, index, pages = (
-            part[: math.prod(shape)].view(shape) for part, shape in parts
+        self._places = [sum(sizes[:part]) for part in range(len(sizes))]
+        chunks_C3, starts_N, index_C, pages_P = (
+            self._table[place : place + math.prod(shape)].view(shape)
+            for place, shape in zip(self._places, shapes, strict=True)
         )
-        self.plan = DecodePlan(chunks_C3, pages, MergePlan(starts, index))
+        self.plan = DecodePlan(chunks_C3, pages_P, MergePlan(starts_N, index_C))
 
     def load(self, starts: np.ndarray, pages: np.ndarray, lengths: np.ndarray) -> None:
         """As of `plan_decode`, in one transfer that the host does not wait for."""
         chunks_C3, pages, first_chunks, parts = _tables(starts, pages, lengths, *self._shape)
-        num_chunks = len(self.plan.chunks)
-        assert len(chunks_C3) <= num_chunks, "more chunks than max_chunks"
+        assert len(chunks_C3) <= len(self.plan.chunks), "more chunks than max_chunks"
         assert len(pages) <= len(self.plan.pages), "more pages than max_pages"
-        none = num_chunks - len(chunks_C3)
-        fill = np.pad(chunks_C3, ((0, none), (0, 0))), first_chunks, np.pad(parts, (0, none)), pages
-        host = pack(list(fill), self._table.device)
-        self._table[: len(host)].copy_(host, non_blocking=True)
+        size = self._places[-1] + len(pages)
+        host = torch.zeros(size, dtype=torch.int32, pin_memory=self._table.is_cuda)
+        table = host.numpy()
+        for place, array in zip(self._places, (chunks_C3, first_chunks, parts, pages), strict=True):
+            table[place : place + array.size] = array.ravel()
+        self._table[:size].copy_(host, non_blocking=True)
 
 
 def max_chunks(num_rows: int, num_kv_heads: int, num_processors: int) -> int:

@@ -13,17 +13,11 @@ def padded_size(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def pack(arrays: list[np.ndarray], device: torch.device) -> Tensor:
-    """The arrays behind one another, int32, on the host, as fast to copy to `device` as can be."""
+def upload(arrays: list[np.ndarray], device: torch.device) -> list[Tensor]:
+    """Copies of `arrays`, int32, in one transfer that the host does not wait for."""
     sizes = [padded_size(array.size) for array in arrays]
     table = torch.empty(sum(sizes), dtype=torch.int32, pin_memory=device.type == "cuda")
     for part, array in zip(table.split(sizes), arrays, strict=True):
         part.numpy()[: array.size] = array.ravel()
-    return table
-
-
-def upload(arrays: list[np.ndarray], device: torch.device) -> list[Tensor]:
-    """Copies of `arrays`, int32, in one transfer that the host does not wait for."""
-    sizes = [padded_size(array.size) for array in arrays]
-    parts = pack(arrays, device).to(device, non_blocking=True).split(sizes)
+    parts = table.to(device, non_blocking=True).split(sizes)
     return [part[: array.size].view(array.shape) for part, array in zip(parts, arrays, strict=True)]

@@ -1,5 +1,6 @@
 """A prompt served on the Triton kernels: what torch's would answer, dense and sparse."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,3 +49,25 @@ def test_equal_to_torch(tmp_path: Path, monkeypatch) -> None:
         np.testing.assert_allclose(triton_rank.kv, torch_rank.kv, rtol=1e-3, atol=1e-4)
         (report, *_) = [r for result in torch_rank.results for r in result.sparse]
         assert report.kept_pairs < report.causal_pairs
+
+
+def test_decode_in_buckets(tmp_path: Path, monkeypatch) -> None:
+    """On one rank, with tables that stay in place as for CUDA graphs: torch's tokens."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    model = write_tiny("llama", tmp_path, num_hidden_layers=1)
+    generator = torch.Generator().manual_seed(1)
+    requests = tuple(
+        Request(
+            tuple(torch.randint(3, 160, (length,), generator=generator).tolist()),
+            SamplingParams(max_tokens=4 + 2 * i, ignore_eos=True),
+            start_step=3 * i,
+        )
+        for i, length in enumerate((30, 3, 15))
+    )
+    job = Job(model, requests, block_size=16, attention_backend=AttentionBackend.TORCH)
+    (plain,) = run_ranks(1, serve, job)
+    (bucketed,) = run_ranks(
+        1, serve, replace(job, attention_backend=AttentionBackend.TRITON, buckets=(2, 4))
+    )
+    assert bucketed.outputs == plain.outputs
+    assert bucketed.num_bucketed >= 8
