@@ -170,6 +170,7 @@ def assemble(
         mesh.device,
         num_kv_heads=max(parts.held.heads.num_kv_heads, 1),
         num_threads=num_threads,
+        for_graphs=setup.cuda_graphs and mesh.size == 1,
     )
     # Only a prefill over KV by token range fetches blocks.
     by_head = setup.placement is Placement.HEADS

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from csps.attention.backends import Kernels, torch_cuda
+from csps.attention.backends import FixedDecode, Kernels, torch_cuda
 from csps.attention.backends.flashinfer_tables import DTYPES, HEAD_DIMS, HOPPER_ROWS
 from csps.attention.backends.torch_cpu import cpu_kernels
 from csps.attention.transfer import KVShape
@@ -46,11 +46,12 @@ def choose_kernels(
     *,
     num_kv_heads: int,
     num_threads: int,
+    for_graphs: bool = False,
 ) -> ChosenKernels:
     """AUTO takes torch's on a CPU, on a GPU the fastest of each phase.
 
     ConfigError if what is wanted is not installed, or does not run on this device with KV of
-    `num_kv_heads`. `num_threads`: of a CPU's kernels.
+    `num_kv_heads`. `num_threads`: of a CPU's kernels. `for_graphs`: as of `fastest_by_phase`.
     """
     of_torch = torch_kernels(shape.dtype, device, num_threads=num_threads)
     is_auto = wanted is AttentionBackend.AUTO
@@ -65,6 +66,7 @@ def choose_kernels(
         {**_installed(shape, device), AttentionBackend.TORCH: of_torch},
         tried_on=_few_pages(shape, num_kv_heads, device),
         timed_on=random_inputs(shape, num_kv_heads, _typical(shape), device),
+        for_graphs=for_graphs,
     )
     torch.cuda.empty_cache()  # that memory is to be KV's
     logger.info("attention kernels chosen in %.1f s", time.perf_counter() - begun)
@@ -79,11 +81,16 @@ def torch_kernels(dtype: torch.dtype, device: torch.device, *, num_threads: int)
 
 
 def fastest_by_phase(
-    offered: Mapping[AttentionBackend, Kernels], *, tried_on: Inputs, timed_on: Inputs
+    offered: Mapping[AttentionBackend, Kernels],
+    *,
+    tried_on: Inputs,
+    timed_on: Inputs,
+    for_graphs: bool = False,
 ) -> ChosenKernels:
     """Of each phase's kernels that are right on `tried_on`, the one that is fastest on `timed_on`.
 
     A kernel that two backends share counts as the first one's. ConfigError if none is right.
+    `for_graphs`: decode that CUDA graphs can run comes first, where there is one.
     """
     backends: dict[str, AttentionBackend] = {}
     for phase in TRIALS:
@@ -102,7 +109,9 @@ def fastest_by_phase(
             logger.warning("%s is not computed by %s", phase, failure)
         if not times:
             raise ConfigError(f"{FLAG}: no kernel for {phase} runs here ({'; '.join(failures)})")
-        backends[phase] = min(times, key=times.__getitem__)
+        fixed = {x for x in times if isinstance(offered[x].paged_decode, FixedDecode)}
+        best = fixed if fixed and for_graphs and phase == "paged_decode" else times
+        backends[phase] = min(best, key=times.__getitem__)
     return ChosenKernels(
         backends, Kernels(**{phase: getattr(offered[x], phase) for phase, x in backends.items()})
     )

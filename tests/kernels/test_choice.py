@@ -106,6 +106,19 @@ def test_each_phase_has_the_fastest(device: torch.device) -> None:
     assert other_way.kernels == of_torch
 
 
+def test_for_graphs_decode_is_one_that_they_can_run(device: torch.device) -> None:
+    of_torch = torch_kernels(HALF.dtype, device, num_threads=1)
+    fixed = of_torch._replace(paged_decode=triton.KERNELS.paged_decode)
+    inputs = random_inputs(HALF, 2, TrialSize(16, 1, 1, 2, 1), device)
+    offered = {TORCH: of_torch, TRITON: fixed}
+    graphs = fastest_by_phase(offered, tried_on=inputs, timed_on=inputs, for_graphs=True)
+    assert str(graphs) == "torch (paged_decode: triton)"
+    if device.type == "cpu":
+        assert str(fastest(offered, HALF, device)) == "torch", "an interpreter is slow"
+    alone = fastest_by_phase({TORCH: of_torch}, tried_on=inputs, timed_on=inputs, for_graphs=True)
+    assert str(alone) == "torch"
+
+
 def test_wrong_kernels_do_not_compete(device: torch.device) -> None:
     of_torch = torch_kernels(HALF.dtype, device, num_threads=1)
     offered = {
