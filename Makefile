@@ -52,7 +52,7 @@ test: setup ## Run all tests, as CI does
 	$(BIN)/python -m pytest
 
 test-gpu: $(GPU_SETUP) ## Run the kernels' tests: on a GPU where there is one, else in an interpreter
-	$(GPU_PYTHON) -m pytest tests/kernels
+	$(GPU_PYTHON) -m pytest tests/kernels $(ARGS)
 
 bench-gpu: $(GPU_SETUP) ## Measure the GPU path in 8 minutes: make bench-gpu PYTHON=python3 ARGS=...
 	$(GPU_PYTHON) -m scripts.bench_gpu $(ARGS)

@@ -30,7 +30,7 @@ WEIGHT_STD = 0.02
 CPU_KV_BYTES = 1 << 22
 DOCUMENTS = ("README.md", "docs", "CONTRIBUTING.md", "kernels/README.md", "deploy")
 CSA = AttentionParams(AttentionKind.CSA, seed=1)
-ATTENTIONS = (DENSE, CSA, AttentionParams(AttentionKind.CSA_DISTANCE, seed=1))
+ATTENTIONS = (DENSE, AttentionParams(AttentionKind.CSA_DISTANCE, seed=1), CSA)
 
 
 def llama(bench: Bench) -> None:
@@ -113,19 +113,27 @@ def _decodes(bench: Bench, served: Served, batches: Sequence[tuple[int, int]]) -
 
 
 def _prefills(bench: Bench, served: Served, prompts: list[list[int]]) -> None:
-    """Each way to attend on a rank of its own: what one leaves behind does not fail the next."""
-    for attention in ATTENTIONS:
+    """Each way to attend, on a new rank where one has failed."""
+    pending = list(ATTENTIONS)
 
-        def cases(rank: Rank, attention: AttentionParams = attention) -> None:
+    def cases(rank: Rank) -> None:
+        while pending and not rank.has_failed:
+            attention = pending.pop(0)
             for token_ids in prompts:
                 work = functools.partial(prefill, bench, served, rank, token_ids, attention)
                 bench.case(f"prefill {len(token_ids)}, {attention.kind}", work)
+            name = f"prefill, {attention.kind}: memory"
+            bench.case(name, functools.partial(memory, bench, served, rank))
 
-        _on_rank(bench, served, f"prefill, {attention.kind}", cases)
+    while pending:
+        before = len(pending)
+        _on_rank(bench, served, "prefill", cases)
+        if len(pending) == before:
+            break  # there is no rank
 
 
 def _on_rank(bench: Bench, served: Served, name: str, cases: Callable[[Rank], None]) -> None:
-    """Run `cases` on a new rank; then a row of its memory, or of why there was no rank."""
+    """Run `cases` on a new rank, then add a row of its memory, or of why there was no rank."""
 
     def group() -> Row:
         with serving(served.setup, bench.device, served.build) as rank:

@@ -50,6 +50,11 @@ class Rank:
         self._failure: BaseException | None = None
 
     @property
+    def has_failed(self) -> bool:
+        """Whether a step raised: it runs no more."""
+        return self._failure is not None
+
+    @property
     def num_tokens(self) -> int:
         """Room for KV."""
         return self.built.num_pages * self.setup.block_size
