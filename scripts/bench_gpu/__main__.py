@@ -10,6 +10,7 @@ the others alone. Writes bench.json to --out after each. docs/results/gpu/README
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -40,6 +41,7 @@ def main() -> None:
     record: dict[str, Any] = {
         "bench": "gpu",
         **provenance(),
+        "command": shlex.join(["python", "-m", "scripts.bench_gpu", *sys.argv[1:]]),
         "parameters": {
             "device": asked.device, "quick": asked.quick, "model": asked.model, "seed": asked.seed,
         },

@@ -22,6 +22,7 @@ from csps.model.llama import Llama
 from csps.model.shard import ModelPart, part_config
 from csps.parallel.mesh import Mesh
 from csps.worker.build import Built, Place, assemble, build_runner
+from scripts.bench_gpu import real_lists
 from scripts.bench_gpu.bench import Bench, NotHereError, Row
 from scripts.bench_gpu.engine_steps import Served, decode, memory, prefill
 from scripts.bench_gpu.rank import Rank, serving
@@ -83,6 +84,11 @@ def default_model(bench: Bench) -> None:
     bench.case("model", lambda: {"name": checkpoint.name, "text_tokens": len(text)})
     _prefills(bench, served, [text[:length]])
     _decodes(bench, served, bench.sizes.prompt_decodes)
+
+    def lists(rank: Rank) -> None:
+        real_lists.measure(bench, config, rank, text[:length], CSA)
+
+    _on_rank(bench, served, "real lists", lists)
 
 
 def _setup(bench: Bench, model: str, max_model_len: int) -> WorkerSetup:

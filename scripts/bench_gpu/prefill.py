@@ -22,7 +22,7 @@ def run(bench: Bench) -> None:
     """Rows of the dense kernels, then of each density: the kernel alone, and all of attention."""
     heads = dense.random_heads(bench, bench.sizes.long)
     dense.measure(bench, heads, dense.ALL)
-    tiled = Tiled(bench, heads)
+    tiled = Tiled(heads, bench.sizes.page_size)
     bench.timed(
         "diagonals",
         tiled.diagonal,
@@ -36,8 +36,8 @@ def run(bench: Bench) -> None:
 class Tiled:
     """A sequence's heads as items and pages, block j of KV head k being page k * J + j."""
 
-    def __init__(self, bench: Bench, heads: dense.Heads) -> None:
-        size, group = bench.sizes.page_size, bench.sizes.model.group_size
+    def __init__(self, heads: dense.Heads, size: int) -> None:
+        group = len(heads.q_HTD) // len(heads.k_KTD)
         q_KGNBD = heads.q_HTD.unflatten(0, (-1, group)).unflatten(2, (-1, size))
         self.q_IGBD = q_KGNBD.transpose(1, 2).flatten(0, 1).contiguous()
         self.k_IBD, self.v_IBD = (x.unflatten(1, (-1, size)).flatten(0, 1) for x in heads[1:])
