@@ -37,16 +37,16 @@ class BlockKeys:
     """Keys of one rank's blocks in one layer, where they lie.
 
     `flat`: a store's flat pages [P, B, D]; `pages`: flat pages of the blocks of each KV head, in
-    order, int64 [K, J].
+    order, int64 [K, J], on the same device.
     """
 
     flat: Tensor
-    pages: np.ndarray
+    pages: Tensor
 
     @cached_property
     def gathered(self) -> Tensor:
         """[K, J, B, D]: a copy in fp32, made once and only if someone wants it."""
-        return self.flat[torch.from_numpy(self.pages).to(self.flat.device)].float()
+        return self.flat[self.pages].float()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +73,10 @@ class Scores:
 
 def score_rows(
     rows: Rows,
-    positions_KNR: np.ndarray,
-    tiles_N: np.ndarray,
+    positions_KNR: Tensor,
+    tiles_N: Tensor,
     keys: BlockKeys,
-    blocks_J: np.ndarray,
+    blocks_J: Tensor,
 ) -> Scores:
     """See csps.attention.backends.Score."""
     return score(*rows.scaled(), positions_KNR, tiles_N, keys.gathered, blocks_J)
@@ -85,10 +85,10 @@ def score_rows(
 def score(
     chosen_KNMD: Tensor,
     probes_KNED: Tensor,
-    positions_KNR: np.ndarray,
-    tiles_N: np.ndarray,
+    positions_KNR: Tensor,
+    tiles_N: Tensor,
     keys_KJBD: Tensor,
-    blocks_J: np.ndarray,
+    blocks_J: Tensor,
 ) -> Scores:
     """Score rows of tiles against one owner's keys; all fp32, rows scaled by 1 / sqrt(D).
 
@@ -104,25 +104,25 @@ def score(
     # Reused: fresh memory of this size would cost a page fault per thousand scores.
     most = min(TILES_AT_ONCE, num_tiles) * num_rows
     buffer = chosen_KNMD.new_empty(most * len(blocks_J) * size)
-    key_positions = torch.from_numpy(blocks_J[:, None] * size + np.arange(size))
-    positions = torch.from_numpy(positions_KNR).to(keys_KJBD.device)
+    key_positions = blocks_J[:, None] * size + torch.arange(size, device=blocks_J.device)
+    tiles_on_host, blocks_on_host = (x.cpu().numpy() for x in (tiles_N, blocks_J))
     chosen_KNMD = chosen_KNMD * BITS_PER_UNIT
     for first in range(0, num_tiles, TILES_AT_ONCE):
         tiles = slice(first, min(first + TILES_AT_ONCE, num_tiles))
         count = tiles.stop - first
-        whole = int(np.searchsorted(blocks_J, tiles_N[tiles][0], side="left"))
-        some = int(np.searchsorted(blocks_J, tiles_N[tiles][-1], side="right"))
+        whole = int(np.searchsorted(blocks_on_host, tiles_on_host[tiles][0], side="left"))
+        some = int(np.searchsorted(blocks_on_host, tiles_on_host[tiles][-1], side="right"))
         if not some:
             continue
         # Only blocks from the first tile's own on can lie behind a row.
-        tail = key_positions[whole:some].flatten().to(keys_KJBD.device)
+        tail = key_positions[whole:some].flatten()
         for head in range(num_kv_heads):
             kinds = chosen_KNMD[head, tiles], probes_KNED[head, tiles]
             split = count * num_chosen
             scores = buffer[: count * num_rows * some * size].view(count * num_rows, -1)
             rows = torch.cat([rows.flatten(0, 1) for rows in kinds])
             torch.mm(rows, keys_KJBD[head, :some].flatten(0, 1).T, out=scores)
-            places = positions[head, tiles]
+            places = positions_KNR[head, tiles]
             for part, sum_blocks, at in (
                 (scores[:split], _fast_sums, slice(0, num_chosen)),
                 (scores[split:], _exact_sums, slice(num_chosen, num_rows)),

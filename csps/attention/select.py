@@ -14,12 +14,14 @@ E probes, D head dim, J blocks of the sequence.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from csps.attention.int8 import dequantize, quantize
+from csps.parallel.upload import upload
 
 NUM_PROBES = 2  # per tile and KV head
 WINDOW_BLOCKS = 1  # kept right behind the diagonal, whatever they hold
@@ -45,19 +47,34 @@ class Rows:
         return chosen, self.probes.float() * softmax_scale
 
 
+class Probes(NamedTuple):
+    """One layer's probes of all tiles: query head of the group, offset; int64 [N, K, E] each."""
+
+    heads: Tensor
+    offsets: Tensor
+
+
 class RowSampler:
     """Where the rows of a tile lie; the same for every layer but for the probes."""
 
     def __init__(
-        self, *, block_size: int, num_kv_heads: int, group_size: int, rows_per_tile: int, seed: int
+        self,
+        *,
+        block_size: int,
+        num_kv_heads: int,
+        group_size: int,
+        rows_per_tile: int,
+        seed: int,
+        device: torch.device,
     ) -> None:
         self._num_kv_heads, self._group_size = num_kv_heads, group_size
-        self._block_size, self._seed = block_size, seed
+        self._block_size, self._seed, self._device = block_size, seed, device
         # At most half the tile chooses: someone must be left to probe.
         per_head = min(rows_per_tile, max(block_size // 2, 1)) if rows_per_tile else 0
         order = np.arange(per_head)[None] * group_size + np.arange(group_size)[:, None]
         spaced = (order + 0.5) * block_size / max(per_head * group_size, 1)
         self._offsets_GM = spaced.astype(np.int64)
+        self._chosen_GM = torch.from_numpy(self._offsets_GM).to(device)
         self._spare_GS = np.stack(
             [np.setdiff1d(np.arange(block_size), offsets) for offsets in self._offsets_GM]
         ) if per_head else np.tile(np.arange(block_size), (group_size, 1))  # fmt: skip
@@ -79,39 +96,34 @@ class RowSampler:
         np.put_along_axis(rows, self._offsets_GM, False, axis=1)
         return rows
 
-    def _probes(self, layer: int, tiles_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Query head in the group and offset of each tile's probes: int64 [N, K, E] each."""
+    def draw(self, layer: int, num_tiles: int) -> Probes:
+        """Of the sequence's first tiles."""
         # A tile's draw depends on seed, layer and tile alone: rows of random numbers by tile.
-        shape = (int(tiles_N.max(initial=-1)) + 1, self._num_kv_heads, self.num_probes, 2)
-        draws = np.random.default_rng((self._seed, layer)).random(shape)[tiles_N]
+        shape = (num_tiles, self._num_kv_heads, self.num_probes)
+        draws = np.random.default_rng((self._seed, layer)).random((*shape, 2))
         heads = (draws[..., 0] * self._group_size).astype(np.int64)
         spare = (draws[..., 1] * self._spare_GS.shape[1]).astype(np.int64)
-        return heads, self._spare_GS[heads, spare]
+        offsets = self._spare_GS[heads, spare]
+        drawn = upload([heads.ravel(), offsets.ravel()], self._device)
+        return Probes(*(part.view(shape) for part in drawn))
 
-    def offsets(self, layer: int, tiles_N: np.ndarray) -> np.ndarray:
-        """Offset in the tile of every row, those that choose first: [K, N, M + E]."""
-        chosen = self._offsets_GM.reshape(1, 1, -1)
+    def offsets(self, probes: Probes, tiles_N: Tensor) -> Tensor:
+        """Offset in the tile of every row, those that choose first: int64 [K, N, M + E]."""
         shape = (self._num_kv_heads, len(tiles_N), self.num_chosen)
-        parts = [np.broadcast_to(chosen, shape)]
-        if self.num_probes:
-            parts.append(self._probes(layer, tiles_N)[1].transpose(1, 0, 2))
-        return np.concatenate(parts, axis=2)
+        chosen_KNM = self._chosen_GM.reshape(1, 1, -1).expand(shape)
+        return torch.cat((chosen_KNM, probes.offsets[tiles_N].transpose(0, 1)), dim=2)
 
-    def take(self, layer: int, tiles_N: np.ndarray, q_NBKGD: Tensor) -> Rows:
+    def take(self, probes: Probes, tiles_N: Tensor, q_NBKGD: Tensor) -> Rows:
         """Sample the tiles' queries."""
         num_tiles, _, num_kv_heads, group_size, dim = q_NBKGD.shape
-        offsets = torch.from_numpy(self._offsets_GM)
-        groups = torch.arange(group_size)[:, None]
-        rows = q_NBKGD[:, offsets, :, groups]  # [G, M / G, N, K, D]
+        groups = torch.arange(group_size, device=self._device)[:, None]
+        rows = q_NBKGD[:, self._chosen_GM, :, groups]  # [G, M / G, N, K, D]
         rows = rows.permute(3, 2, 0, 1, 4).reshape(num_kv_heads, num_tiles, self.num_chosen, dim)
-        if self.num_probes:
-            heads, places = (torch.from_numpy(x) for x in self._probes(layer, tiles_N))
-            tile = torch.arange(num_tiles)[:, None, None]
-            kv_head = torch.arange(num_kv_heads)[None, :, None]
-            probes = q_NBKGD[tile, places, kv_head, heads].transpose(0, 1)  # [K, N, E, D]
-        else:
-            probes = q_NBKGD.new_empty(num_kv_heads, num_tiles, 0, dim)
-        return Rows(*quantize(rows), probes.contiguous())
+        tile = torch.arange(num_tiles, device=self._device)[:, None, None]
+        kv_head = torch.arange(num_kv_heads, device=self._device)[None, :, None]
+        places, heads = probes.offsets[tiles_N], probes.heads[tiles_N]
+        probes_KNED = q_NBKGD[tile, places, kv_head, heads].transpose(0, 1)
+        return Rows(*quantize(rows), probes_KNED.contiguous())
 
 
 def forced_blocks(tiles_N: Tensor, num_blocks: int) -> Tensor:

@@ -64,7 +64,8 @@ class Selection:
         self._device, self._dtype = q_NBKGD.device, q_NBKGD.dtype
         self._keys = keys
         self._means = {me: mean_keys(keys.gathered)} if self._by_means else {}
-        self._rows = self._sampler.take(self._layer, sight.tiles[me], q_NBKGD)
+        self._probes = self._sampler.draw(self._layer, self._seq.num_blocks)
+        self._rows = self._sampler.take(self._probes, sight.tiles_on_device[me], q_NBKGD)
         outgoing = {}
         for owner in self._peers:
             first = sight.first(me, owner)
@@ -201,10 +202,11 @@ class Selection:
         ]
 
     def _score(self, requester: int, rows: Rows) -> None:
-        tiles = self._sight.seen(requester, self._me)
-        offsets = self._sampler.offsets(self._layer, tiles)
+        first = self._sight.first(requester, self._me)
+        tiles = self._sight.tiles_on_device[requester][first:]
+        offsets = self._sampler.offsets(self._probes, tiles)
         positions = tiles[:, None] * self._seq.block_size + offsets
-        blocks = self._sight.blocks[self._me]
+        blocks = self._sight.blocks_on_device[self._me]
         self._scores[requester] = self._kernels.score(rows, positions, tiles, self._keys, blocks)
 
     def _skip(self, requester: int, owner: int, other: int) -> int:

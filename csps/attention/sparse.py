@@ -47,6 +47,7 @@ class SparsePrefill:
                 group_size=shape.group_size,
                 rows_per_tile=config.rows_per_tile if by_rows else 0,
                 seed=seq.params.seed,
+                device=device,
             ),
             store=store,
             packets=packets,

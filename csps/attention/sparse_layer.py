@@ -89,7 +89,8 @@ class SparseLayer:
             context.first_head,
         )
         last = LastTile(context, self._layer, self._q_KNGBD)
-        keys = BlockKeys(context.store.flat_keys, context.own_pages(self._layer))
+        own = context.sight.blocks_on_device[context.me]
+        keys = BlockKeys(context.store.flat_keys, self._table_KJ[:, own])
         selection.post_rows(self._q_NBKGD[: self._num_tiles], keys)
         last.post_queries()
         self._start_output()

@@ -183,16 +183,16 @@ def _diagonal(kernel: Diagonal, inputs: Inputs) -> Call:
 def _score(kernel: Score, inputs: Inputs) -> Call:
     """Probes alone are compared: rows that choose may have a fast exponential."""
     num_tiles, num_kv_heads = inputs.size.num_tiles, inputs.q_TKGD.shape[1]
-    tiles = np.arange(num_tiles)
-    offsets = np.linspace(0, inputs.page_size - 1, 2 * SAMPLED_ROWS).astype(np.int64)
-    positions_KNR = np.broadcast_to(
-        tiles[:, None] * inputs.page_size + offsets, (num_kv_heads, num_tiles, len(offsets))
-    ).copy()
+    device = inputs.q_TKGD.device
+    tiles = torch.arange(num_tiles, device=device)
+    offsets = torch.linspace(0, inputs.page_size - 1, 2 * SAMPLED_ROWS, device=device).long()
+    positions_NR = tiles[:, None] * inputs.page_size + offsets
+    positions_KNR = positions_NR.expand(num_kv_heads, -1, -1).contiguous()
     q_KNGBD = inputs.tiles().unflatten(0, (num_kv_heads, num_tiles))
-    sampled_KNRD = q_KNGBD[:, :, 0, torch.from_numpy(offsets)]
+    sampled_KNRD = q_KNGBD[:, :, 0, offsets]
     chosen, probes = sampled_KNRD.split(SAMPLED_ROWS, dim=2)
     rows = Rows(*quantize(chosen), probes)
-    keys_pages = inputs.tile_pages()
+    keys_pages = torch.from_numpy(inputs.tile_pages()).to(device)
 
     def call() -> list[Tensor]:
         keys = BlockKeys(inputs.store.flat_keys, keys_pages)

@@ -29,7 +29,12 @@ from csps.core.attention import CsaConfig, Wire
 
 def sampler(block_size: int = 64, rows: int = 8, seed: int = 0) -> RowSampler:
     return RowSampler(
-        block_size=block_size, num_kv_heads=2, group_size=3, rows_per_tile=rows, seed=seed
+        block_size=block_size,
+        num_kv_heads=2,
+        group_size=3,
+        rows_per_tile=rows,
+        seed=seed,
+        device=torch.device("cpu"),
     )
 
 
@@ -37,15 +42,15 @@ def sampler(block_size: int = 64, rows: int = 8, seed: int = 0) -> RowSampler:
 def test_rows_are_staggered_and_probes_are_others(block_size, rows, chosen) -> None:
     found = sampler(block_size, rows)
     assert found.num_chosen == chosen
-    tiles = np.array([0, 3, 9])
-    offsets = found.offsets(5, tiles)
+    tiles, probes = torch.tensor([0, 3, 9]), found.draw(5, 10)
+    offsets = found.offsets(probes, tiles).numpy()
     assert offsets.shape == (2, 3, chosen + 2)
     assert offsets.min() >= 0
     assert offsets.max() < block_size
     if chosen <= block_size:
         assert len(set(offsets[0, 0, :chosen])) == chosen  # no position twice over the heads
     q = torch.randn(3, block_size, 2, 3, 16)
-    rows_taken = found.take(5, tiles, q)
+    rows_taken = found.take(probes, tiles, q)
     by_head = chosen // 3
     for head in range(2):
         for tile in range(3):
@@ -59,10 +64,11 @@ def test_rows_are_staggered_and_probes_are_others(block_size, rows, chosen) -> N
 
 
 def test_rows_survive_int8_and_probes_are_exact() -> None:
-    found, tiles = sampler(), np.array([1, 2])
+    found, tiles = sampler(), torch.tensor([1, 2])
+    probes = found.draw(0, 3)
     q = torch.randn(2, 64, 2, 3, 16)
-    chosen, _ = found.take(0, tiles, q).scaled()
-    offsets = found.offsets(0, tiles)
+    chosen, _ = found.take(probes, tiles, q).scaled()
+    offsets = found.offsets(probes, tiles)
     for index in range(24):
         place = offsets[1, 0, index]
         exact = q[0, place, 1, index // 8] * 16**-0.5
@@ -70,11 +76,11 @@ def test_rows_survive_int8_and_probes_are_exact() -> None:
 
 
 def test_probes_depend_on_seed_layer_and_tile_alone() -> None:
-    all_tiles = sampler(seed=3).offsets(7, np.arange(10))[:, :, -2:]
-    some = sampler(seed=3).offsets(7, np.array([2, 9]))[:, :, -2:]
-    assert (some == all_tiles[:, [2, 9]]).all()
-    assert (sampler(seed=4).offsets(7, np.arange(10))[:, :, -2:] != all_tiles).any()
-    assert (sampler(seed=3).offsets(8, np.arange(10))[:, :, -2:] != all_tiles).any()
+    drawn = sampler(seed=3).draw(7, 10)
+    for some, everything in zip(sampler(seed=3).draw(7, 4), drawn, strict=True):
+        assert (some == everything[:4]).all()
+    for other in (sampler(seed=4).draw(7, 10), sampler(seed=3).draw(8, 10)):
+        assert (other.offsets != drawn.offsets).any()
 
 
 def true_mass(scores: Scores, lse: torch.Tensor) -> torch.Tensor:
@@ -84,16 +90,16 @@ def true_mass(scores: Scores, lse: torch.Tensor) -> torch.Tensor:
 def test_scores_are_the_softmax_mass_by_block() -> None:
     """Of a shard that holds blocks 0, 1 and 4; tile 4 is this rank's own."""
     size, dim = 8, 16
-    blocks, tiles = np.array([0, 1, 4]), np.array([1, 3, 4])
+    blocks, tiles = torch.tensor([0, 1, 4]), torch.tensor([1, 3, 4])
     keys = torch.randn(2, 3, size, dim)
     chosen, probes = 3 * torch.randn(2, 3, 5, dim), 3 * torch.randn(2, 3, 2, dim)
-    offsets = np.array([0, 1, 3, 5, 6, 2, 7])
-    positions = np.repeat((tiles[:, None] * size + offsets)[None], 2, axis=0)
+    offsets = torch.tensor([0, 1, 3, 5, 6, 2, 7])
+    positions = (tiles[:, None] * size + offsets).expand(2, -1, -1)
     found = score(chosen, probes, positions, tiles, keys, blocks)
     rows = torch.cat((chosen, probes), dim=2)
     scores = torch.einsum("knrd,kjbd->knrjb", rows, keys)
-    at = torch.from_numpy(blocks[:, None] * size + np.arange(size))
-    scores.masked_fill_(at > torch.from_numpy(positions)[..., None, None], -torch.inf)
+    at = blocks[:, None] * size + torch.arange(size)
+    scores.masked_fill_(at > positions[..., None, None], -torch.inf)
     lse = scores.flatten(3).logsumexp(3)
     mass = (scores - lse[..., None, None]).exp().sum(4)
     # Tile 1 at offset 0 of block 1 sees block 0 and a key: never nothing.
@@ -109,8 +115,8 @@ def test_scores_are_the_softmax_mass_by_block() -> None:
 def test_a_row_that_sees_nothing_here_has_no_mass() -> None:
     keys = torch.randn(1, 2, 4, 8)
     rows, none = torch.randn(1, 1, 3, 8), torch.randn(1, 1, 0, 8)
-    positions = np.array([[[4, 5, 7]]])
-    found = score(rows, none, positions, np.array([1]), keys, np.array([5, 6]))
+    positions = torch.tensor([[[4, 5, 7]]])
+    found = score(rows, none, positions, torch.tensor([1]), keys, torch.tensor([5, 6]))
     assert (found.mass == 0).all()
     assert torch.isneginf(found.lse).all()
 

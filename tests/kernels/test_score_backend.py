@@ -1,6 +1,5 @@
 """Scores as selection asks for them: the triton backend's against torch's."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -23,19 +22,21 @@ def test_like_torch(device, dtype, rows_per_tile: int) -> None:
         group_size=GROUP,
         rows_per_tile=rows_per_tile,
         seed=1,
+        device=device,
     )
-    tiles, blocks = np.array([1, 3, 4, 6]), np.array([3, 4, 5])
+    tiles, blocks = (torch.tensor(x, device=device) for x in ([1, 3, 4, 6], [3, 4, 5]))
     q = torch.randn(len(tiles), BLOCK_SIZE, NUM_KV_HEADS, GROUP, DIM, generator=generator) * 2
     flat = torch.randn(9, BLOCK_SIZE, DIM, generator=generator).to(device, dtype)
-    rows = sampler.take(0, tiles, q.to(device, dtype))
-    positions = tiles[:, None] * BLOCK_SIZE + sampler.offsets(0, tiles)
-    keys = BlockKeys(flat, np.array([[5, 0, 7], [2, 8, 1]]))
+    probes = sampler.draw(0, 7)
+    rows = sampler.take(probes, tiles, q.to(device, dtype))
+    positions = tiles[:, None] * BLOCK_SIZE + sampler.offsets(probes, tiles)
+    keys = BlockKeys(flat, torch.tensor([[5, 0, 7], [2, 8, 1]], device=device))
     found = score(rows, positions, tiles, keys, blocks)
     expected = score_rows(rows, positions, tiles, keys, blocks)
     num_chosen = sampler.num_chosen
-    probes = slice(num_chosen, None)
+    of_probes = slice(num_chosen, None)
     torch.testing.assert_close(
-        found.lse[:, :, probes], expected.lse[:, :, probes], rtol=1e-4, atol=1e-3
+        found.lse[:, :, of_probes], expected.lse[:, :, of_probes], rtol=1e-4, atol=1e-3
     )
     # Torch's rows that choose have a fast exponential.
     torch.testing.assert_close(found.lse, expected.lse, rtol=0, atol=0.05)

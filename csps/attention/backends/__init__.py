@@ -154,12 +154,12 @@ class Score(Protocol):
     def __call__(
         self,
         rows: Rows,
-        positions_KNR: np.ndarray,
-        tiles_N: np.ndarray,
+        positions_KNR: Tensor,
+        tiles_N: Tensor,
         keys: BlockKeys,
-        blocks_J: np.ndarray,
+        blocks_J: Tensor,
     ) -> RowScores:
-        """Score a requester's rows of `tiles` against the keys of `blocks`; both ascend.
+        """Score a requester's rows of `tiles` against the keys of `blocks`; both ascend, int64.
 
         Keys behind a row's position do not count. Probes are exact up to rounding.
         """

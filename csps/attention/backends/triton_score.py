@@ -5,7 +5,6 @@ Suffixes: K KV heads, N tiles, R rows of a tile, X = N * R rows, J blocks.
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,10 +28,10 @@ class BlockScores:
 
 def score(
     rows: Rows,
-    positions_KNR: np.ndarray,
-    tiles_N: np.ndarray,
+    positions_KNR: Tensor,
+    tiles_N: Tensor,
     keys: BlockKeys,
-    blocks_J: np.ndarray,
+    blocks_J: Tensor,
 ) -> BlockScores:
     """See `Score`."""
     device, dtype = keys.flat.device, keys.flat.dtype
@@ -40,10 +39,7 @@ def score(
     rows_KNRD = torch.cat((rows.chosen.to(dtype), rows.probes.to(dtype)), dim=2)
     unscaled = torch.ones(rows.probes.shape[:3], device=device)
     scale_KNR = torch.cat((rows.scale.float(), unscaled), dim=2) * rows_KNRD.shape[-1] ** -0.5
-    positions, tiles, pages, blocks = (
-        torch.from_numpy(x).to(device) for x in (positions_KNR, tiles_N, keys.pages, blocks_J)
-    )
     block_lse_KJX, lse_KNR = score_blocks(
-        rows_KNRD, scale_KNR, positions, tiles, keys.flat, pages, blocks
+        rows_KNRD, scale_KNR, positions_KNR, tiles_N, keys.flat, keys.pages, blocks_J
     )
-    return BlockScores(lse_KNR, block_lse_KJX, seen_blocks(tiles, blocks))
+    return BlockScores(lse_KNR, block_lse_KJX, seen_blocks(tiles_N, blocks_J))
