@@ -12,7 +12,7 @@ def upload(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
 
     On a CPU they share the arrays' memory.
     """
-    if device.type == "cpu":
+    if device.type == "cpu" or not arrays:
         return [torch.from_numpy(array) for array in arrays]
     # Pinned: from pageable memory the host would wait for all that the device has to do before.
     packed = torch.empty(sum(map(len, arrays)), dtype=torch.int64, pin_memory=True)

@@ -252,7 +252,8 @@ def _num_pages(
 ) -> int:
     """Before anything is loaded: what is missing on a GPU can then still be said."""
     kv = kv_blocks(part_config(config, parts.held), setup, max_model_len)
-    staging_bytes = staging_blocks * kv.block_bytes // config.num_layers
+    # Of one layer; and the pool's scratch page, of all.
+    staging_bytes = staging_blocks * kv.block_bytes // config.num_layers + kv.block_bytes
     needs = footprint(part_config(config, parts.resident), setup, max_model_len, staging_bytes)
     if device.type != "cuda":
         free = psutil.virtual_memory().available
