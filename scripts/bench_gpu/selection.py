@@ -136,7 +136,7 @@ def _whole(bench: Bench, layer: Layer) -> Row:
 def _parts(bench: Bench, layer: Layer) -> Row:
     """Seconds of each kernel, the device at rest before and after it; the rest is mostly lists.
 
-    `selection_s`: all but the attention itself, so it also has what merging partial outputs takes.
+    `selection_s`: all but the attention itself, so that merging partial outputs is in it too.
     """
     clock = KernelClock(bench.device)
     kernels = clock.around(KERNELS)
@@ -144,13 +144,15 @@ def _parts(bench: Bench, layer: Layer) -> Row:
     clock.seconds.clear()
     layer_s = bench.timer.until_done(lambda: layer.run(kernels))
     attention_s = sum(clock.seconds[name] for name in ATTENDING)
+    kernels_s = sum(clock.seconds.values())
     peer = dense.peer_s(bench)
     return {
         "layer_s": layer_s,
         **{f"{name}_s": seconds for name, seconds in clock.seconds.items()},
-        "rest_s": layer_s - sum(clock.seconds.values()),
+        "rest_s": layer_s - kernels_s,
         "selection_s": layer_s - attention_s,
         "over_dense": (layer_s - attention_s) / peer if peer else None,
+        "kernels_over_dense": (kernels_s - attention_s) / peer if peer else None,
     }
 
 

@@ -27,6 +27,7 @@ def bench(tmp_path: Path, seconds: float = 60.0) -> Bench:
     )
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there it runs in earnest")
 def test_a_section(tmp_path: Path) -> None:
     """In processes of its own: machine always runs, and its rates are the other's floors."""
     command = [sys.executable, "-m", "scripts.bench_gpu", "--device", "cpu", "--quick"]
