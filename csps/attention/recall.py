@@ -12,6 +12,7 @@ Suffixes: K KV heads, N tiles, E probes, J blocks.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -67,27 +68,59 @@ def judge(
     is worth it: it keeps no more than config.max_density. If none is, or there are too few
     probes to know, the head runs dense. Without `falls_back` the first choice stands.
     """
+    _, num_heads, num_tiles, num_probes = recalls_CKNE.shape
+    none_CKN = np.empty((*recalls_CKNE.shape[:2], 0))
+    deciding, reported = (
+        _statistics(recalls_CKNE[..., probe] if num_probes else none_CKN) for probe in (0, -1)
+    )
     outcomes, reports, recalls = [], [], []
-    num_choices, num_heads, _, num_probes = recalls_CKNE.shape
     for head in range(num_heads):
 
-        def report(choice: int, probe: int, head: int = head) -> HeadReport:
-            recall = recalls_CKNE[choice, head, :, probe] if num_probes else np.ones(0)
-            kept, gamma = kept_CK[choice, head], gammas[choice]
-            return _report(kept, causal_pairs, recall, gamma, layer, first_head + head)
+        def report(gamma: float, kept: float, recall: Recall, head: int = head) -> HeadReport:
+            density = float(kept / causal_pairs) if causal_pairs else 0.0
+            return HeadReport(layer, first_head + head, gamma, density, *recall)
 
-        options = [report(choice, 0) for choice in range(num_choices)]
+        options = [
+            report(gamma, kept_CK[choice, head], deciding[choice][head])
+            for choice, gamma in enumerate(gammas)
+        ]
         outcome = _outcome(options, config) if falls_back else Outcome.ASKED
         outcomes.append(outcome)
         if outcome is Outcome.DENSE:
-            recalls.append(np.ones(recalls_CKNE.shape[2]))
-            reports.append(
-                _report(causal_pairs, causal_pairs, recalls[-1], 1.0, layer, first_head + head)
-            )
+            recalls.append(np.ones(num_tiles))
+            reports.append(report(1.0, causal_pairs, Recall(num_tiles, 1.0, 0.0, 1.0, 1.0)))
         else:
             recalls.append(recalls_CKNE[outcome, head, :, -1])
-            reports.append(report(outcome, -1))
+            recall = reported[outcome][head]
+            reports.append(report(gammas[outcome], kept_CK[outcome, head], recall))
     return Verdict(tuple(outcomes), tuple(reports), np.concatenate(recalls))
+
+
+class Recall(NamedTuple):
+    """As in `HeadReport`."""
+
+    num_probes: int
+    mean: float
+    var: float
+    p5: float
+    least: float
+
+
+def _statistics(recalls_CKN: np.ndarray) -> list[list[Recall]]:
+    """By choice and KV head. All at once: one at a time numpy takes 0.1 ms for each."""
+    num_choices, num_heads, count = recalls_CKN.shape
+    if not count:
+        return [[Recall(0, 1.0, 0.0, 1.0, 1.0)] * num_heads] * num_choices
+    recalls_CKN = np.ascontiguousarray(recalls_CKN)
+    mean, p5, least = recalls_CKN.mean(2), np.quantile(recalls_CKN, 0.05, 2), recalls_CKN.min(2)
+    var = recalls_CKN.var(2, ddof=1) if count > 1 else np.zeros_like(mean)
+    return [
+        [
+            Recall(count, float(mean[at]), float(var[at]) / count, float(p5[at]), float(least[at]))
+            for at in ((choice, head) for head in range(num_heads))
+        ]
+        for choice in range(num_choices)
+    ]
 
 
 def _outcome(options: Sequence[HeadReport], config: CsaConfig) -> Outcome:
@@ -101,20 +134,3 @@ def _outcome(options: Sequence[HeadReport], config: CsaConfig) -> Outcome:
 
 def _is_good(option: HeadReport, config: CsaConfig) -> bool:
     return option.recall_low >= config.min_recall and option.recall_p5 >= config.min_recall_p5
-
-
-def _report(
-    kept: float, causal: int, recall_X: np.ndarray, gamma: float, layer: int, head: int
-) -> HeadReport:
-    count = recall_X.size
-    return HeadReport(
-        layer=layer,
-        head=head,
-        gamma=gamma,
-        density=float(kept / causal) if causal else 0.0,
-        num_probes=count,
-        recall_mean=float(recall_X.mean()) if count else 1.0,
-        recall_var=float(recall_X.var(ddof=1)) / count if count > 1 else 0.0,
-        recall_p5=float(np.quantile(recall_X, 0.05)) if count else 1.0,
-        recall_min=float(recall_X.min()) if count else 1.0,
-    )

@@ -62,7 +62,10 @@ class SparseContext:
     def own_rows(self) -> slice:
         """This rank's rows of the sequence in the batch."""
         seq = self.seq
-        count = sum(seq.tile_rows(int(tile)) for tile in seq.tiles[self.me])
+        tiles = seq.tiles[self.me]
+        count = len(tiles) * seq.block_size
+        if len(tiles):  # only the last one may be partly filled
+            count += seq.tile_rows(int(tiles[-1])) - seq.block_size
         return slice(seq.first_row, seq.first_row + count)
 
     def own_pages(self, layer: int) -> np.ndarray:
