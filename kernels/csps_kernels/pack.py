@@ -164,22 +164,23 @@ def _copy_heads(
     row = table_ptr + tl.program_id(1) * 4
     head, before = tl.load(row), tl.load(row + 1).to(tl.int64)
     width, column = tl.load(row + 2), tl.load(row + 3)
-    # One of three tensors: a program's head is in exactly one.
-    if head < num_first:
-        places_T = first_ptr + tokens_T * first_strides[0] + head * first_strides[1]
-    elif head < num_first + num_second:
-        head -= num_first
-        places_T = second_ptr + tokens_T * second_strides[0] + head * second_strides[1]
-    else:
-        head -= num_first + num_second
-        places_T = third_ptr + tokens_T * third_strides[0] + head * third_strides[1]
-    places_TD = places_T[:, None] + dims_D[None, :]
     in_message_T = before * num_tokens + tokens_T * width + column
     message_TD = message_ptr + in_message_T[:, None] * DIM + dims_D[None, :]
     if UNPACK:
-        tl.store(places_TD, tl.load(message_TD, mask=is_TD), mask=is_TD)
+        # Into one tensor: a pointer to one of three would be stored to 2 bytes at a time.
+        places_T = first_ptr + tokens_T * first_strides[0] + head * first_strides[1]
+        tl.store(places_T[:, None] + dims_D[None, :], tl.load(message_TD, mask=is_TD), mask=is_TD)
     else:
-        tl.store(message_TD, tl.load(places_TD, mask=is_TD), mask=is_TD)
+        # One of three tensors: a program's head is in exactly one.
+        if head < num_first:
+            places_T = first_ptr + tokens_T * first_strides[0] + head * first_strides[1]
+        elif head < num_first + num_second:
+            head -= num_first
+            places_T = second_ptr + tokens_T * second_strides[0] + head * second_strides[1]
+        else:
+            head -= num_first + num_second
+            places_T = third_ptr + tokens_T * third_strides[0] + head * third_strides[1]
+        tl.store(message_TD, tl.load(places_T[:, None] + dims_D[None, :], mask=is_TD), mask=is_TD)
 
 
 def pack_heads(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, columns: HeadColumns) -> Tensor:
