@@ -1,6 +1,8 @@
 """make bench-gpu at tiny sizes in Triton's interpreter: that it runs, records, and sees errors."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 import time
@@ -46,6 +48,18 @@ def test_a_section(tmp_path: Path) -> None:
     assert kv_bytes < row["bytes"] < 1.1 * kv_bytes
     assert row["floor_s"] >= row["bytes"] / rate
     assert row["of_floor"] == pytest.approx(row["floor_s"] / row["median_s"])
+
+
+def test_kernels_compile_without_a_gpu() -> None:
+    """For Hopper: attention's products are those of its matrix units."""
+    command = [sys.executable, "-m", "scripts.compile_kernels", "--only", "block_sparse: model"]
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        command, env=environment, check=True, timeout=200, stdout=subprocess.PIPE, text=True
+    )
+    counts = re.findall(r"_block_sparse .* (\d+) wgmma", done.stdout)
+    assert counts, done.stdout
+    assert all(int(count) for count in counts)
 
 
 def test_cases(tmp_path: Path) -> None:
