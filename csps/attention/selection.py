@@ -234,6 +234,9 @@ class Selection:
     def _assemble_mass(self) -> tuple[Tensor, Tensor]:
         """Over all owners' blocks: mean mass [K, N, J] fp16, the probes' [K, N, E, J] fp32."""
         me, sight = self._me, self._sight
+        if not self._peers:
+            mean, probes = self._own_mass
+            return mean, probes.float().transpose(2, 3)
         shape = self._num_kv_heads, len(sight.tiles[me]), self._seq.num_blocks
         chosen = torch.zeros(shape, dtype=torch.float16, device=self._device)
         probes = torch.zeros((*shape, self._sampler.num_probes), device=self._device)

@@ -56,7 +56,7 @@ class SparsePrefill:
             shape=shape,
             num_kv_heads=num_kv_heads,
             first_head=first_head,
-            partitions=micro_partitions(num_kv_heads),
+            partitions=micro_partitions(num_kv_heads, len(sight.ranks)),
             last_owner=next((r for r in sight.ranks if seq.last_tile in seq.tiles[r]), -1),
         )
         self.choice: Choice | None = None  # of the last layer called

@@ -41,8 +41,10 @@ class MicroPartition(NamedTuple):
         return slice(cut[self.tile_range], cut[self.tile_range + 1])
 
 
-def micro_partitions(num_kv_heads: int) -> tuple[MicroPartition, ...]:
-    """By KV-head group; by tiles for a single head."""
+def micro_partitions(num_kv_heads: int, num_ranks: int) -> tuple[MicroPartition, ...]:
+    """By KV-head group; by tiles for a single head. A rank alone has nothing to overlap."""
+    if num_ranks == 1:
+        return (MicroPartition(range(num_kv_heads), 0, 1),)
     if num_kv_heads == 1:
         return tuple(MicroPartition(range(1), i, TILE_RANGES) for i in range(TILE_RANGES))
     groups = min(num_kv_heads, MAX_HEAD_GROUPS)

@@ -277,7 +277,7 @@ def planned(keep: np.ndarray, partitions: Sequence[MicroPartition]) -> list[Fetc
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 3, 8])
 def test_every_block_travels_once_and_only_if_wanted(num_kv_heads: int) -> None:
     keep = np.random.default_rng(0).random((num_kv_heads, 40, 12)) < 0.05
-    partitions = micro_partitions(num_kv_heads)
+    partitions = micro_partitions(num_kv_heads, 2)
     assert len(partitions) > 1
     fetched = [set() for _ in range(num_kv_heads)]
     plan = planned(keep, partitions)
@@ -296,7 +296,7 @@ def test_few_tiles_that_want_much_ship_their_queries() -> None:
     keep = np.zeros((2, 40, 30), dtype=bool)
     keep[0, 7] = True  # one tile wants all: 30 blocks against one tile
     keep[1, :, 2] = True  # all want one
-    first, second = planned(keep, micro_partitions(2))
+    first, second = planned(keep, micro_partitions(2, 2))
     assert (first.fetched_pairs, first.shipped_pairs) == (0, 30)
     assert (second.fetched_pairs, second.shipped_pairs) == (40, 0)
     assert (first.num_blocks, [list(t) for t in first.tiles]) == (0, [[7]])
