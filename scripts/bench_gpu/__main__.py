@@ -4,7 +4,8 @@
     python -m scripts.bench_gpu --device cpu --quick --out /tmp/bench   # as CI does: no figures
 
 Each section runs in a process of its own, so that what breaks one, a CUDA error included, leaves
-the others alone. Writes bench.json to --out after each. docs/results/gpu/README.md says more.
+the others alone. Writes bench.json (quick.json with --quick) to --out after each of them.
+docs/results/gpu/README.md says more.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from scripts.bench_gpu import report
 from scripts.bench_gpu.sizes import FULL, QUICK
 
 # Of a process to start, and to end by itself once its time is up.
-START_S, GRACE_S = 20.0, 15.0
+START_S, GRACE_S = 15.0, 5.0
 
 
 def main() -> None:
@@ -47,7 +48,7 @@ def main() -> None:
         },
         "sections": {},
     }  # fmt: skip
-    path = asked.out / "bench.json"
+    path = asked.out / ("quick.json" if asked.quick else "bench.json")
     deadline = time.monotonic() + asked.minutes * 60
     for index, name in enumerate(chosen):
         later_s = sum(sizes.budgets_s[other] for other in chosen[index + 1 :])

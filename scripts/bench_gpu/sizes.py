@@ -69,14 +69,14 @@ class Sizes:
     profiled_steps: int = 8
     budgets_s: dict[str, float] = field(
         default_factory=lambda: {
-            "machine": 25.0,
-            "parity": 85.0,
-            "prefill": 65.0,
-            "decode": 35.0,
-            "selection": 45.0,
-            "llama": 125.0,
-            "default_model": 60.0,
-            "bandwidth": 25.0,
+            "machine": 15.0,
+            "parity": 70.0,
+            "prefill": 60.0,
+            "decode": 30.0,
+            "selection": 40.0,
+            "llama": 120.0,
+            "default_model": 50.0,
+            "bandwidth": 15.0,
         }
     )
 

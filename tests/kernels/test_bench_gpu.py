@@ -35,7 +35,7 @@ def test_a_section(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "scripts.bench_gpu", "--device", "cpu", "--quick"]
     command += ["--only", "decode", "--out", str(tmp_path)]
     subprocess.run(command, check=True, timeout=300)
-    record = json.loads((tmp_path / "bench.json").read_text())
+    record = json.loads((tmp_path / "quick.json").read_text())
     assert list(record["sections"]) == ["machine", "decode"]
     rows = {row["case"]: row for row in record["sections"]["decode"]["rows"]}
     (rate,) = [
