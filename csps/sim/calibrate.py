@@ -7,6 +7,8 @@ For each lane of each strategy's server:
 - *beside*: a step beside another lane's loses a share of its speed for as long as they overlap.
   The time that steps lost is that share times the time of the overlaps. It grows with the other
   step's new tokens: one token's step waits for memory and for messages most of its time.
+- *delay_s*: what a step loses besides, whatever its size: a message that comes while the other
+  lane's threads have the cores is seen late, and a step has so many messages.
 - *step_s*: between a step's end and the begin of its lane's next one's work while the lane is
   busy: the median of what a step's time on the coordinator's clock has beyond the ranks', and of
   the gaps before it.
@@ -66,17 +68,23 @@ class Timed(NamedTuple):
     def alone(self) -> bool:
         return self.beside_s[0] <= ALONE * self.seconds
 
+    @property
+    def always_beside(self) -> bool:
+        return self.beside_s[0] >= (1 - ALONE) * self.seconds
+
 
 @dataclass(frozen=True, slots=True)
 class LaneFit:
     """`errors`: median of |predicted / measured - 1| by layout, of the steps alone. `beside`: share
-    of its speed that a step loses, by BESIDE_TOKENS; empty where none shared its time.
+    of its speed that a step loses, by BESIDE_TOKENS, empty where none shared its time; `delay_s`:
+    and seconds.
     """
 
     models: Mapping[Layout, CostModel]
     errors: Mapping[Layout, float]
     num_alone: Mapping[Layout, int]
     beside: tuple[float, ...]
+    delay_s: float
     step_s: float
 
 
@@ -131,25 +139,37 @@ def fit_lane(steps: Sequence[Timed], gaps_s: Sequence[float]) -> LaneFit:
             f"fewer than {MIN_STEPS} {steps[0].row.lane} steps ran alone: add a run with a lower "
             "rate"
         )
-    return LaneFit(models, errors, nums, _lost(steps, models), statistics.median(gaps_s))
+    return LaneFit(models, errors, nums, *_lost(steps, models), statistics.median(gaps_s))
 
 
-def _lost(steps: Iterable[Timed], models: Mapping[Layout, CostModel]) -> tuple[float, ...]:
+def _lost(
+    steps: Iterable[Timed], models: Mapping[Layout, CostModel]
+) -> tuple[tuple[float, ...], float]:
     """Of its speed, by BESIDE_TOKENS; it never falls, so what was seen little is as what is less.
+    And the delay, of a step that is beside another all the time.
 
-    Least squares of the time lost, relative to what a step takes alone.
+    Least squares of the time lost, relative to what a step takes alone; of the delay by such steps
+    alone, as a slow one of them overlaps for longer whatever slowed it.
     """
-    overlaps, lost = [], []
-    for step in steps:
-        model = models.get(step.row.layout)
-        if model is not None and not step.alone:
-            alone_s = model.predict(step.sample.shape)
-            overlaps.append(np.array(step.beside_s) / alone_s)
-            lost.append(step.seconds / alone_s - 1)
-    if not lost:
-        return ()
-    more = non_negative(np.array(overlaps), np.array(lost))
-    return tuple(np.minimum(np.cumsum(more), MOST_LOST).tolist())
+    found = [
+        (step, models[step.row.layout].predict(step.sample.shape))
+        for step in steps
+        if step.row.layout in models and not step.alone
+    ]
+    if not found:
+        return (), 0.0
+    whole = [(s.seconds / alone_s - 1, alone_s) for s, alone_s in found if s.always_beside]
+    delay_s = 0.0
+    if len(whole) >= MIN_STEPS:
+        lost = np.array([part for part, _ in whole])
+        delay_s = non_negative(np.array([(1.0, 1.0 / alone_s) for _, alone_s in whole]), lost)[1]
+    overlaps, lost_s = [], []
+    for step, alone_s in found:
+        working = max(1.0 - delay_s / step.seconds, 0.0)  # of the time beside
+        overlaps.append(np.array(step.beside_s) * working / alone_s)
+        lost_s.append((step.seconds - step.beside_s[0] * (1.0 - working)) / alone_s - 1)
+    more = non_negative(np.array(overlaps), np.array(lost_s))
+    return tuple(np.minimum(np.cumsum(more), MOST_LOST).tolist()), float(delay_s)
 
 
 def lane_gaps(rows: Iterable[StepRow]) -> list[float]:
@@ -244,6 +264,7 @@ def _lane_lines(lane: Lane, fitted: LaneFit) -> list[str]:
         "[[server.lane]]",
         f'lane = "{lane}"',
         f"step_s = {fitted.step_s:.4g}",
+        f"delay_s = {fitted.delay_s:.4g}",
     ]
     for tokens, lost in zip(BESIDE_TOKENS, fitted.beside, strict=False):
         lines += ["", "[[server.lane.beside]]", f"tokens = {tokens}", f"lost = {lost:.4g}"]

@@ -79,11 +79,13 @@ class Beside(NamedTuple):
 class FittedLane:
     """One lane of one server: its steps alone, by layout, and `beside` a step of another lane.
 
-    `beside` by ascending tokens, empty where no step ever is. `step_s` as in AnalyticCluster.
+    `beside` by ascending tokens, empty where no step ever is; besides, a step that is there all the
+    time takes `delay_s` longer, whatever its size. `step_s` as in AnalyticCluster.
     """
 
     models: Mapping[Layout, CostModel]
     beside: tuple[Beside, ...]
+    delay_s: float
     step_s: float
 
 
@@ -185,7 +187,7 @@ def _calibrated(table: Table) -> CalibratedCluster:
                 for model in lane.tables("model")
             }
             lanes[_member(lane, "lane", Lane)] = FittedLane(
-                models, _beside(lane), lane.number("step_s")
+                models, _beside(lane), lane.number("delay_s"), lane.number("step_s")
             )
         servers[strategy] = FittedServer(
             sp=server.integer("sp", 1),

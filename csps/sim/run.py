@@ -179,7 +179,7 @@ class _Run:
             lanes = self._cluster.server(config.strategy).lanes
             costs = FittedCosts(lanes)
             step_s = {lane: lanes[lane].step_s for lane in scheduler.lanes}
-            sharing = MeasuredSharing({lane: lanes[lane].beside for lane in lanes})
+            sharing = MeasuredSharing(lanes)
         else:
             costs = analytic_costs(
                 self._cluster, self._model, server, scheduler, config.decode_moves

@@ -8,7 +8,7 @@ from csps.core.plan import Lane, StepPlan
 from csps.sched.cost import StepShape
 from csps.sched.layout import Decision
 from csps.sim.clock import Clock
-from csps.sim.cluster import Beside
+from csps.sim.cluster import FittedLane
 from csps.sim.step_cost import StepCost
 
 
@@ -56,20 +56,23 @@ class FluidSharing:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredSharing:
-    """What the steps of each lane lose beside another lane's, as measured by its new tokens."""
+    """What the steps of each lane lose beside another lane's step, as measured."""
 
-    beside: Mapping[Lane, tuple[Beside, ...]]
+    lanes: Mapping[Lane, FittedLane]
 
     def share(self, working: Sequence[RunningStep]) -> None:
+        assert len(working) <= 2, "lanes were measured in pairs"
         for step in working:
             step.speed = 1.0
-            for other in working:
-                if other is not step:
-                    step.speed -= self._lost(step.plan.lane, other.shape.num_tokens)
+        if len(working) == 2:
+            for step, other in zip(working, reversed(working), strict=True):
+                step.speed = self._speed(step, other.shape.num_tokens)
 
-    def _lost(self, lane: Lane, tokens: int) -> float:
-        known = [item.lost for item in self.beside[lane] if item.tokens <= tokens]
-        return known[-1] if known else 0.0
+    def _speed(self, step: RunningStep, tokens: int) -> float:
+        lane, alone_s = self.lanes[step.plan.lane], step.cost.wall_s
+        lost = [item.lost for item in lane.beside if item.tokens <= tokens]
+        stretched_s = alone_s / (1.0 - lost[-1] if lost else 1.0)
+        return alone_s / (stretched_s + lane.delay_s)
 
 
 class SharedDevice:

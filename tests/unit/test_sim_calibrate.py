@@ -25,6 +25,7 @@ TRUTH = {
 }
 # Of the speed, beside a step of the other lane with so many tokens.
 LOST = {Lane.PREFILL: {1: 0.2, 8: 0.6}, Lane.DECODE: {500: 0.5}}
+DELAY_S = {Lane.PREFILL: 0.0, Lane.DECODE: 0.03}
 STEP_S = {Lane.PREFILL: 0.004, Lane.DECODE: 0.002}
 
 INFO = RunInfo(
@@ -53,7 +54,7 @@ def lane_steps(lane: Lane, seed: int, start: float, lost: float = 0.0) -> Iterat
         else:
             sequences = draw.randrange(1, 30)
             shape = StepShape(sequences, sequences, 0, sequences * draw.randrange(1, 5000))
-        seconds = TRUTH[lane].predict(shape) / (1 - lost)
+        seconds = TRUTH[lane].predict(shape) / (1 - lost) + (DELAY_S[lane] if lost else 0.0)
         ended = now + STEP_S[lane] + seconds
         yield StepRow(
             lane, step_id, now, ended, Layout.SP, *shape,
@@ -111,6 +112,7 @@ def test_coefficients_come_back(tmp_path: Path) -> None:
         assert fitted.models[Layout.SP].predict(shape) == pytest.approx(
             TRUTH[lane].predict(shape), rel=0.02
         )
+        assert fitted.delay_s == pytest.approx(DELAY_S[lane], rel=0.1, abs=1e-3)
         for tokens, lost in LOST[lane].items():
             found = [item.lost for item in fitted.beside if item.tokens <= tokens][-1]
             assert found == pytest.approx(lost, rel=0.05)
