@@ -148,8 +148,8 @@ def _lost(
     """Of its speed, by BESIDE_TOKENS; it never falls, so what was seen little is as what is less.
     And the delay, of a step that is beside another all the time.
 
-    Least squares of the time lost, relative to what a step takes alone; of the delay by such steps
-    alone, as a slow one of them overlaps for longer whatever slowed it.
+    Least squares of the time lost: long steps are what a lane's time goes to. Of the delay by such
+    steps alone, relative to what they take alone: a slow one overlaps for longer, whatever slowed it.
     """
     found = [
         (step, models[step.row.layout].predict(step.sample.shape))
@@ -166,8 +166,8 @@ def _lost(
     overlaps, lost_s = [], []
     for step, alone_s in found:
         working = max(1.0 - delay_s / step.seconds, 0.0)  # of the time beside
-        overlaps.append(np.array(step.beside_s) * working / alone_s)
-        lost_s.append((step.seconds - step.beside_s[0] * (1.0 - working)) / alone_s - 1)
+        overlaps.append(np.array(step.beside_s) * working)
+        lost_s.append(step.seconds - step.beside_s[0] * (1.0 - working) - alone_s)
     more = non_negative(np.array(overlaps), np.array(lost_s))
     return tuple(np.minimum(np.cumsum(more), MOST_LOST).tolist()), float(delay_s)
 
