@@ -148,8 +148,8 @@ def _lost(
     """Of its speed, by BESIDE_TOKENS; it never falls, so what was seen little is as what is less.
     And the delay, of a step that is beside another all the time.
 
-    Least squares of the time lost: long steps are what a lane's time goes to. Of the delay by such
-    steps alone, relative to what they take alone: a slow one overlaps for longer, whatever slowed it.
+    Least squares of the time lost: long steps are what a lane's time goes to. Of the delay, by such
+    steps only, relative to what they take alone: a slow one overlaps longer, whatever slowed it.
     """
     found = [
         (step, models[step.row.layout].predict(step.sample.shape))
