@@ -141,13 +141,15 @@ class Fleet(worker_pb2_grpc.WorkerServicer):
     def stop(self) -> None:
         """Ask every rank to exit after its steps; from now on none can be lost.
 
-        Those that still load listen to no command: the end of their stream tells them.
+        Those that still load listen to no command: the end of their stream tells them. So it does
+        where a rank was lost: the others must not end as if all were well, or whoever started them
+        (torchrun) waits for the one that is gone.
         """
         if self._stopping:
             return
         self._stopping = True
         for rank, commands in self._commands.items():
-            if rank in self._blocks:
+            if rank in self._blocks and not self.lost.done():
                 commands.put_nowait(worker_pb2.WorkerCommand(shutdown=worker_pb2.Shutdown()))
             commands.put_nowait(None)
         if not self._attached:
