@@ -82,7 +82,15 @@ def _counts(shape: StepShape) -> tuple[int, ...]:
 
 
 def fit(samples: Sequence[Sample]) -> CostModel:
-    """The model with the least sum of squared *relative* errors over `samples` (at least one).
+    """`fit_with`, without extras."""
+    model, _ = fit_with(samples, np.empty((len(samples), 0)))
+    return model
+
+
+def fit_with(samples: Sequence[Sample], extras: Floats) -> tuple[CostModel, list[float]]:
+    """The model and the seconds per unit of each of `extras` [samples, E] that fit best.
+
+    With the least sum of squared *relative* errors over `samples` (at least one).
 
     Relative to what the model predicts: relative to what was measured, slow samples of a noisy
     machine would count for less than fast ones, and predictions be too low on average. So the fit
@@ -93,14 +101,16 @@ def fit(samples: Sequence[Sample]) -> CostModel:
     few steps does not predict negative times for others.
     """
     seconds = np.array([sample.seconds for sample in samples])
-    counts = np.array([_counts(sample.shape) for sample in samples], dtype=np.float64)
+    shapes = np.array([_counts(sample.shape) for sample in samples], dtype=np.float64)
+    counts = np.hstack((shapes, extras))
     unit = seconds
     solution = np.zeros(counts.shape[1])
     for _ in range(_FITS):
         solution = non_negative(counts / unit[:, None], seconds / unit, solution)
         # A sample far off from all others must not count for nothing, nor for everything.
         unit = np.clip(counts @ solution, seconds / 4, seconds * 4)
-    return CostModel(*solution.tolist())
+    split = shapes.shape[1]
+    return CostModel(*solution[:split].tolist()), solution[split:].tolist()
 
 
 def non_negative(matrix: Floats, target: Floats, start: Floats | None = None) -> Floats:

@@ -9,6 +9,8 @@ For each lane of each strategy's server:
   step's new tokens: one token's step waits for memory and for messages most of its time.
 - *delay_s*: what a step loses besides, whatever its size: a message that comes while the other
   lane's threads have the cores is seen late, and a step has so many messages.
+- *spread_s*: what a decode step in layout SP takes besides where KV of some token is on several
+  ranks, so that queries travel: its ranks wait for each other in every layer.
 - *step_s*: between a step's end and the begin of its lane's next one's work while the lane is
   busy: the median of what a step's time on the coordinator's clock has beyond the ranks', and of
   the gaps before it.
@@ -28,7 +30,7 @@ from csps.core.errors import ConfigError
 from csps.core.plan import Lane, Layout
 from csps.records.rows import StepRow, read_steps
 from csps.records.run import RunInfo, RunKind, read_run
-from csps.sched.cost import CostModel, Floats, Sample, StepShape, fit, non_negative
+from csps.sched.cost import CostModel, Floats, Sample, StepShape, fit_with, non_negative
 from csps.sim.cluster import MOST_LOST
 
 # Steps of a kind that a model is fitted to at least, and that say something about another.
@@ -65,6 +67,13 @@ class Timed(NamedTuple):
         return Sample(shape, self.seconds)
 
     @property
+    def is_spread(self) -> bool:
+        """Whether queries travelled in a decode step whose tokens have one rank each."""
+        row = self.row
+        own = row.lane is Lane.DECODE and row.layout is Layout.SP
+        return own and any(row.bytes_sent.values())
+
+    @property
     def alone(self) -> bool:
         return self.beside_s[0] <= ALONE * self.seconds
 
@@ -85,6 +94,7 @@ class LaneFit:
     num_alone: Mapping[Layout, int]
     beside: tuple[float, ...]
     delay_s: float
+    spread_s: float
     step_s: float
 
 
@@ -124,38 +134,40 @@ def _overlap(start: float, stop: float, spans: Sequence[Span]) -> Floats:
 
 def fit_lane(steps: Sequence[Timed], gaps_s: Sequence[float]) -> LaneFit:
     """ConfigError if no layout has enough steps alone."""
-    models, errors, nums = {}, {}, {}
+    models, errors, nums, spread_s = {}, {}, {}, 0.0
     for layout in sorted({step.row.layout for step in steps}):
-        samples = [s.sample for s in steps if s.row.layout is layout and s.alone and s.seconds > 0]
-        if len(samples) < MIN_STEPS:
+        alone = [s for s in steps if s.row.layout is layout and s.alone and s.seconds > 0]
+        if len(alone) < MIN_STEPS:
             continue
-        models[layout] = model = fit(samples)
-        errors[layout] = statistics.median(
-            abs(model.predict(sample.shape) / sample.seconds - 1) for sample in samples
-        )
-        nums[layout] = len(samples)
+        samples = [step.sample for step in alone]
+        spread = np.array([[float(step.is_spread)] for step in alone])
+        models[layout], (extra_s,) = fit_with(samples, spread)
+        spread_s = max(spread_s, extra_s)  # of SP: in other layouts no step counts as spread
+        predicted_s = [models[layout].predict(s.shape) for s in samples] + extra_s * spread[:, 0]
+        seconds = np.array([sample.seconds for sample in samples])
+        errors[layout] = float(np.median(np.abs(predicted_s / seconds - 1)))
+        nums[layout] = len(alone)
     if not models:
         raise ConfigError(
             f"fewer than {MIN_STEPS} {steps[0].row.lane} steps ran alone: add a run with a lower "
             "rate"
         )
-    return LaneFit(models, errors, nums, *_lost(steps, models), statistics.median(gaps_s))
+    found = [
+        (step, models[step.row.layout].predict(step.sample.shape) + spread_s * step.is_spread)
+        for step in steps
+        if step.row.layout in models and not step.alone
+    ]
+    return LaneFit(models, errors, nums, *_lost(found), spread_s, statistics.median(gaps_s))
 
 
-def _lost(
-    steps: Iterable[Timed], models: Mapping[Layout, CostModel]
-) -> tuple[tuple[float, ...], float]:
+def _lost(found: Sequence[tuple[Timed, float]]) -> tuple[tuple[float, ...], float]:
     """Of its speed, by BESIDE_TOKENS; it never falls, so what was seen little is as what is less.
-    And the delay, of a step that is beside another all the time.
+    And the delay, of a step that is beside another all the time. Of steps beside others, each with
+    the seconds that it would have taken alone.
 
     Least squares of the time lost: long steps are what a lane's time goes to. Of the delay, by such
     steps only, relative to what they take alone: a slow one overlaps longer, whatever slowed it.
     """
-    found = [
-        (step, models[step.row.layout].predict(step.sample.shape))
-        for step in steps
-        if step.row.layout in models and not step.alone
-    ]
     if not found:
         return (), 0.0
     whole = [(s.seconds / alone_s - 1, alone_s) for s, alone_s in found if s.always_beside]
@@ -265,6 +277,7 @@ def _lane_lines(lane: Lane, fitted: LaneFit) -> list[str]:
         f'lane = "{lane}"',
         f"step_s = {fitted.step_s:.4g}",
         f"delay_s = {fitted.delay_s:.4g}",
+        f"spread_s = {fitted.spread_s:.4g}",
     ]
     for tokens, lost in zip(BESIDE_TOKENS, fitted.beside, strict=False):
         lines += ["", "[[server.lane.beside]]", f"tokens = {tokens}", f"lost = {lost:.4g}"]

@@ -80,12 +80,14 @@ class FittedLane:
     """One lane of one server: its steps alone, by layout, and `beside` a step of another lane.
 
     `beside` by ascending tokens, empty where no step ever is; besides, a step that is there all the
-    time takes `delay_s` longer, whatever its size. `step_s` as in AnalyticCluster.
+    time takes `delay_s` longer, whatever its size. `spread_s`: what a decode step in layout SP
+    takes besides if KV of some token is on several ranks. `step_s` as in AnalyticCluster.
     """
 
     models: Mapping[Layout, CostModel]
     beside: tuple[Beside, ...]
     delay_s: float
+    spread_s: float
     step_s: float
 
 
@@ -187,7 +189,11 @@ def _calibrated(table: Table) -> CalibratedCluster:
                 for model in lane.tables("model")
             }
             lanes[_member(lane, "lane", Lane)] = FittedLane(
-                models, _beside(lane), lane.number("delay_s"), lane.number("step_s")
+                models=models,
+                beside=_beside(lane),
+                delay_s=lane.number("delay_s"),
+                spread_s=lane.number("spread_s"),
+                step_s=lane.number("step_s"),
             )
         servers[strategy] = FittedServer(
             sp=server.integer("sp", 1),

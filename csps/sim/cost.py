@@ -45,16 +45,20 @@ class FittedCosts:
     """A `StepCosts` of models fitted to live steps: the whole step counts as computing."""
 
     lanes: Mapping[Lane, FittedLane]
+    holdings: Holdings
 
     def cost(self, plan: StepPlan, layout: Layout, shape: StepShape) -> StepCost:
-        models = self.lanes[plan.lane].models
-        if layout not in models:
+        lane = self.lanes[plan.lane]
+        if layout not in lane.models:
             raise ConfigError(f"--layout: {plan.lane} steps in layout {layout} were not measured")
-        seconds = models[layout].predict(shape)
+        seconds = lane.models[layout].predict(shape)
+        if plan.lane is Lane.DECODE:
+            is_spread = self.holdings.spread(plan).trips > 0
+            seconds += lane.spread_s * (is_spread and layout is Layout.SP)
         return StepCost(seconds, 0.0, 0.0, NO_DEMAND, {})
 
     def released(self, seq_ids: list[int]) -> None:
-        del seq_ids
+        self.holdings.drop(seq_ids)
 
 
 def analytic_costs(

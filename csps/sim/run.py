@@ -30,6 +30,7 @@ from csps.sim.cluster import CalibratedCluster, Cluster
 from csps.sim.config import UNLIMITED, SimConfig, kv_pages, server_config
 from csps.sim.cost import FittedCosts, analytic_costs, layout_models
 from csps.sim.density import density_table
+from csps.sim.holdings import Holdings
 from csps.sim.model import SimModel
 from csps.sim.replica import OUTPUT_TOKEN, Replica
 from csps.sim.request import SimRequest, make_request
@@ -177,7 +178,7 @@ class _Run:
         costs: StepCosts
         if isinstance(self._cluster, CalibratedCluster):
             lanes = self._cluster.server(config.strategy).lanes
-            costs = FittedCosts(lanes)
+            costs = FittedCosts(lanes, Holdings(scheduler.ledger))
             step_s = {lane: lanes[lane].step_s for lane in scheduler.lanes}
             sharing = MeasuredSharing(lanes)
         else:

@@ -26,6 +26,8 @@ TRUTH = {
 # Of the speed, beside a step of the other lane with so many tokens.
 LOST = {Lane.PREFILL: {1: 0.2, 8: 0.6}, Lane.DECODE: {500: 0.5}}
 DELAY_S = {Lane.PREFILL: 0.0, Lane.DECODE: 0.03}
+# Every third step of the decode lane ships queries.
+SPREAD_S = {Lane.PREFILL: 0.0, Lane.DECODE: 0.05}
 STEP_S = {Lane.PREFILL: 0.004, Lane.DECODE: 0.002}
 
 INFO = RunInfo(
@@ -54,11 +56,14 @@ def lane_steps(lane: Lane, seed: int, start: float, lost: float = 0.0) -> Iterat
         else:
             sequences = draw.randrange(1, 30)
             shape = StepShape(sequences, sequences, 0, sequences * draw.randrange(1, 5000))
-        seconds = TRUTH[lane].predict(shape) / (1 - lost) + (DELAY_S[lane] if lost else 0.0)
+        spread = lane is Lane.DECODE and step_id % 3 == 0
+        alone_s = TRUTH[lane].predict(shape) + SPREAD_S[lane] * spread
+        seconds = alone_s / (1 - lost) + (DELAY_S[lane] if lost else 0.0)
         ended = now + STEP_S[lane] + seconds
         yield StepRow(
             lane, step_id, now, ended, Layout.SP, *shape,
             (seconds, seconds / 2), (seconds, 0.0), (0.0, 0.0), (0.0, 0.0),
+            bytes_sent={"query": 100 * spread},
         )  # fmt: skip
         now = ended
 
@@ -112,6 +117,7 @@ def test_coefficients_come_back(tmp_path: Path) -> None:
         assert fitted.models[Layout.SP].predict(shape) == pytest.approx(
             TRUTH[lane].predict(shape), rel=0.02
         )
+        assert fitted.spread_s == pytest.approx(SPREAD_S[lane], rel=0.05)
         assert fitted.delay_s == pytest.approx(DELAY_S[lane], rel=0.1, abs=1e-3)
         for tokens, lost in LOST[lane].items():
             found = [item.lost for item in fitted.beside if item.tokens <= tokens][-1]
