@@ -21,7 +21,7 @@ CudaGraphs = Annotated[
     bool,
     typer.Option(
         help="Decode steps as CUDA graphs, captured at start, where one GPU has all of the "
-        "model and decode's kernels are triton's.",
+        "model and decode's kernels are not torch's.",
         rich_help_panel=_PANEL,
     ),
 ]

@@ -224,7 +224,11 @@ def _cuda_graphs(
     if mesh.device.type != "cuda" or not setup.cuda_graphs:
         return None
     if mesh.size > 1 or not isinstance(decode, FixedDecode):
-        cause = "there are several ranks" if mesh.size > 1 else "its kernels are not triton's"
+        cause = (
+            "there are several ranks"
+            if mesh.size > 1
+            else "torch's kernels need other launches at every step"
+        )
         logger.info("decode runs without CUDA graphs: %s", cause)
         return None
     begun = time.perf_counter()
