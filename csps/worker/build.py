@@ -227,7 +227,7 @@ def _cuda_graphs(
         cause = (
             "there are several ranks"
             if mesh.size > 1
-            else "torch's kernels need other launches at every step"
+            else "torch's kernels launch others each step"
         )
         logger.info("decode runs without CUDA graphs: %s", cause)
         return None
