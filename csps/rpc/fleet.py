@@ -195,7 +195,7 @@ class Fleet(worker_pb2_grpc.WorkerServicer):
             yield worker_pb2.WorkerCommand(setup=convert.setup_to_proto(self._config.setup))
             while (command := await commands.get()) is not None:
                 yield command
-            if rank in self._blocks:
+            if rank in self._blocks and not self.lost.done():
                 with contextlib.suppress(asyncio.CancelledError):
                     await reader  # the rank closes its side when its last step is done
         finally:
