@@ -21,6 +21,7 @@ from csps.core.plan import Lane, StepPlan, StepResult
 from csps.core.request import FinishReason
 from csps.core.shards import Extent
 from csps.rpc.fleet import Fleet
+from csps.sched.cost import shape_of
 from csps.sched.layout import Decision, LayoutPolicy
 from csps.sched.scheduler import Scheduler
 
@@ -134,7 +135,7 @@ class EngineLoop:
                 self._wake[lane].clear()
                 continue
             self._note_scheduled(plan)
-            decision = self._layouts[lane].decide(plan)
+            decision = self._layouts[lane].decide(shape_of(plan))
             plan = replace(plan, layout=decision.layout)
             started = time.time()
             results = await self._fleet.run(plan)

@@ -5,6 +5,7 @@ sequence the next step computes. Ranks keep per-sequence state (extents, samplin
 a plan carries only what is new since the sequence's last plan.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -33,7 +34,7 @@ class Targets(NamedTuple):
     """Tokens at [start, start + len(token_ids)), each to be scored by the row before it."""
 
     start: int
-    token_ids: tuple[int, ...]
+    token_ids: Sequence[int]
 
 
 class Work(NamedTuple):
@@ -49,7 +50,7 @@ class Work(NamedTuple):
 
     seq_id: int
     start: int
-    token_ids: tuple[int, ...]
+    token_ids: Sequence[int]
     slices: tuple[Slice, ...]
     new_extents: tuple[Extent, ...] = ()
     sample: bool = False

@@ -1,5 +1,6 @@
 """A StepPlan as one rank's tensors: tokens, positions, slots, and who attends to what."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -39,7 +40,7 @@ class ScoreRun:
     seq_id: int
     row: int
     position: int  # of the first token that is scored
-    token_ids: tuple[int, ...]
+    token_ids: Sequence[int]
 
     def part(self, start: int, stop: int) -> list["ScoreRun"]:
         """What lies in rows [start, stop), which become rows from 0 on; one run or none."""

@@ -1,5 +1,7 @@
 """core values <-> protobuf messages: with convert_attention the only place that knows both."""
 
+from collections.abc import Sequence
+
 from csps.core.attention import DENSE
 from csps.core.config import AttentionBackend, DType, WorkerSetup
 from csps.core.plan import (
@@ -115,7 +117,7 @@ def plan_to_proto(plan: StepPlan, rank: int) -> worker_pb2.StepPlan:
 def _work_to_proto(work: Work, rank: int | None) -> worker_pb2.Work:
     slices = []
     for piece in work.slices:
-        tokens: tuple[int, ...] = ()
+        tokens: Sequence[int] = ()
         if rank in (None, piece.rank):
             tokens = work.token_ids[piece.start - work.start : piece.stop - work.start]
         slices.append(

@@ -7,6 +7,7 @@ rows use a processor badly: the first tokens of a step cost more than later ones
 """
 
 from collections.abc import Sequence
+from operator import mul
 from typing import NamedTuple
 
 import numpy as np
@@ -73,7 +74,8 @@ class CostModel(NamedTuple):
 
     def predict(self, shape: StepShape) -> float:
         """Seconds that a step of this shape takes."""
-        return sum(cost * count for cost, count in zip(self, _counts(shape), strict=True))
+        seconds: float = sum(map(mul, self, _counts(shape)))
+        return seconds
 
 
 def _counts(shape: StepShape) -> tuple[int, ...]:

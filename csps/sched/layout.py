@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from csps.core.plan import Layout, StepPlan
-from csps.sched.cost import CostModel, shape_of
+from csps.core.plan import Layout
+from csps.sched.cost import CostModel, StepShape
 
 # How much of the last step's error the next prediction is corrected by, and by how much in all.
 _DRIFT_RATE = 0.1
@@ -22,8 +22,8 @@ class Decision(NamedTuple):
 class LayoutPolicy(Protocol):
     """Chooses the layout of each step of one lane."""
 
-    def decide(self, plan: StepPlan) -> Decision:
-        """The layout of `plan`, whatever its own is."""
+    def decide(self, shape: StepShape) -> Decision:
+        """The layout of a step of this shape."""
         ...
 
     def observe(self, decision: Decision, seconds: float) -> None:
@@ -37,8 +37,8 @@ class FixedLayout:
 
     layout: Layout
 
-    def decide(self, plan: StepPlan) -> Decision:
-        del plan
+    def decide(self, shape: StepShape) -> Decision:
+        del shape
         return Decision(self.layout, {})
 
     def observe(self, decision: Decision, seconds: float) -> None:
@@ -54,8 +54,8 @@ class TokenThreshold:
 
     num_tokens: int
 
-    def decide(self, plan: StepPlan) -> Decision:
-        layout = Layout.SP if plan.num_tokens > self.num_tokens else Layout.TP
+    def decide(self, shape: StepShape) -> Decision:
+        layout = Layout.SP if shape.num_tokens > self.num_tokens else Layout.TP
         return Decision(layout, {})
 
     def observe(self, decision: Decision, seconds: float) -> None:
@@ -78,8 +78,7 @@ class CheapestLayout:
     _drift: float = field(default=1.0, init=False)
     _num_steps: int = field(default=0, init=False)
 
-    def decide(self, plan: StepPlan) -> Decision:
-        shape = shape_of(plan)
+    def decide(self, shape: StepShape) -> Decision:
         predicted_s = {
             layout: self._drift * model.predict(shape) for layout, model in self.models.items()
         }

@@ -265,7 +265,8 @@ class Ledger:
         in one run, but no more than would make a run by themselves.
         """
         pages = self._pages[rank]
-        if pages.num_free < num or pages.num_runs(num) > _MAX_RUNS:
+        is_short = pages.num_free < num
+        if is_short or (num > _MAX_RUNS and pages.num_runs(num) > _MAX_RUNS):
             goal = max(num, self.pages_per_rank // _EVICT_PART)
             evicted = longest = 0
             while self._cache.num_idle(rank) and (

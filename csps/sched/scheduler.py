@@ -165,7 +165,7 @@ class Scheduler(ABC):
             num_tokens = len(item.token_ids)
             seq.num_computed = stop = item.start + num_tokens
             if stop % block_size < num_tokens:  # a block is full that was not
-                self.ledger.publish(seq.seq_id, seq.packed_ids, stop, seq.salts[-1])
+                self.ledger.publish(seq.seq_id, seq.token_ids, stop, seq.salts[-1])
             if seq.aborted:
                 self._end(seq)
             elif item.sample:
@@ -239,7 +239,7 @@ class Scheduler(ABC):
         scores = seq.sampling.prompt_logprobs and not seq.output_ids
         # The row of every token that is scored must be computed.
         prefix = (
-            NO_PREFIX if scores else self.ledger.match(seq.packed_ids, seq.num_tokens, seq.salts)
+            NO_PREFIX if scores else self.ledger.match(seq.token_ids, seq.num_tokens, seq.salts)
         )
         seq.expected_cached = prefix.num_tokens
         seq.looked_at = self.ledger.num_published

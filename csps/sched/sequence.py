@@ -1,6 +1,7 @@
 """Counters of one request while it is scheduled."""
 
 from array import array
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import NamedTuple
@@ -32,7 +33,7 @@ class Sequence:
     """
 
     seq_id: int
-    prompt_ids: tuple[int, ...]
+    prompt_ids: Seq[int]
     sampling: SamplingParams = field(default_factory=SamplingParams)
     eos_ids: frozenset[int] = frozenset()
     attention: AttentionParams = DENSE
@@ -59,7 +60,8 @@ class Sequence:
         if not self.sampling.ignore_eos:
             self.stop_ids |= self.eos_ids
         self.salts = _salts(self.attention)
-        self._ids = array("I", (*self.prompt_ids, *self.output_ids))
+        self._ids = array("I", self.prompt_ids)
+        self._ids.extend(self.output_ids)
 
     @property
     def num_tokens(self) -> int:
@@ -70,12 +72,8 @@ class Sequence:
         """Tokens to prefill: of a waiting sequence those it does not expect to find cached."""
         return self.num_tokens - (self.num_computed or self.expected_cached)
 
-    def token_ids(self, start: int, stop: int) -> tuple[int, ...]:
-        """Prompt and output tokens at positions [start, stop)."""
-        return tuple(self._ids[start:stop])
-
-    def packed_ids(self, start: int, stop: int) -> "array[int]":
-        """As `token_ids`, at less cost."""
+    def token_ids(self, start: int, stop: int) -> "array[int]":
+        """Prompt and output tokens at positions [start, stop), of type code I."""
         return self._ids[start:stop]
 
     def sampling_from_here(self) -> SamplingParams:

@@ -37,14 +37,15 @@ class Table:
 
     def own_extents(self) -> list[Extent]:
         """Blocks that are this sequence's alone."""
-        own = []
-        skip = len(self.cached)
-        for rank, first_page, num_pages in self.extents:
-            skipped = min(skip, num_pages)
-            skip -= skipped
-            if skipped < num_pages:
-                own.append(Extent(rank, first_page + skipped, num_pages - skipped))
-        return own
+        own: list[Extent] = []
+        left = self.num_blocks - len(self.cached)
+        for rank, first_page, num_pages in reversed(self.extents):  # mostly the last one alone
+            if not left:
+                break
+            num = min(left, num_pages)
+            own.append(Extent(rank, first_page + num_pages - num, num))
+            left -= num
+        return own[::-1]
 
     def own_pages(self, num: int) -> list[Page]:
         """Pages of the first `num` blocks that are this sequence's alone."""

@@ -21,13 +21,6 @@ from csps.sim.step_cost import StepCosts
 OUTPUT_TOKEN = 2**32 - 1
 
 
-class _Drawn(dict[int, SampledToken]):
-    """The same token for every sequence."""
-
-    def __missing__(self, seq_id: int) -> SampledToken:
-        return _TOKEN
-
-
 _TOKEN = SampledToken(seq_id=-1, token_id=OUTPUT_TOKEN)
 
 
@@ -63,6 +56,7 @@ class Replica:
         self._side_by_side = side_by_side
         self._device = SharedDevice(clock, sharing, self._complete)
         self._requests: dict[int, SimRequest] = {}
+        self._sampled: dict[int, SampledToken] = {}  # of every live request: all draw the same
 
     @property
     def num_live(self) -> int:
@@ -72,6 +66,7 @@ class Replica:
         """Queue a request. Raises what the scheduler's admission does."""
         self.scheduler.add(request.sequence)
         self._requests[request.index] = request
+        self._sampled[request.index] = _TOKEN
         self.queued_tokens += request.trace.prompt_tokens
         self._wake(self.scheduler.lanes)
 
@@ -91,21 +86,21 @@ class Replica:
         for work in plan.work:
             if work.sampling is not None:  # its first step, or again after a preemption
                 self._requests[work.seq_id].note_scheduled(now)
-        decision = self._policies[lane].decide(plan)
         shape = shape_of(plan)
+        decision = self._policies[lane].decide(shape)
         cost = self._costs.cost(plan, decision.layout, shape)
         wait_s = self._step_s[lane]
         self._device.start(RunningStep(plan, decision, shape, cost, now, wait_s, cost.wall_s))
 
     def _complete(self, step: RunningStep) -> None:
         now, plan = self._clock.now, step.plan
-        for seq, _, finish in self.scheduler.complete(plan, _Drawn()):
+        for seq, _, finish in self.scheduler.complete(plan, self._sampled):
             request = self._requests[seq.seq_id]
             if not request.num_output:
                 self.queued_tokens -= request.trace.prompt_tokens
             request.note_token(now)
             if finish is not None:
-                del self._requests[seq.seq_id]
+                del self._requests[seq.seq_id], self._sampled[seq.seq_id]
                 self._note_end(request)
         self._release()
         wall_s = now - step.started_s - self._step_s[plan.lane]

@@ -1,9 +1,10 @@
 """One request of a simulated run: its sequence, and what its client would have seen."""
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from itertools import chain, repeat
+
+import numpy as np
 
 from csps.core.attention import AttentionParams
 from csps.core.request import SamplingParams
@@ -13,14 +14,14 @@ from csps.sim.density import DensityTable
 from csps.trace.schema import TraceRequest
 
 
-def prompt_ids(blocks: Iterable[int], block_tokens: int, num_tokens: int) -> tuple[int, ...]:
+def prompt_ids(blocks: Seq[int], block_tokens: int, num_tokens: int) -> "array[int]":
     """A prompt whose block b is the token b, over and over.
 
     Prompts share exactly what their leading ids have in common: KV blocks are found by all tokens
     up to their end.
     """
-    tokens = chain.from_iterable(repeat(block, block_tokens) for block in blocks)
-    return tuple(tokens)[:num_tokens]
+    tokens = np.repeat(np.array(blocks, dtype=np.uint32), block_tokens)[:num_tokens]
+    return array("I", tokens.tobytes())
 
 
 @dataclass(slots=True, eq=False)

@@ -88,12 +88,14 @@ class SharedDevice:
         self._ended = ended
         self._since = 0.0  # when speeds were last set
         self._version = 0  # of the speeds: events of older ones are void
+        self._settles = False  # a step has just ended: others may start in its place
 
     def start(self, step: RunningStep) -> None:
         assert step.plan.lane not in self.running, f"two {step.plan.lane} steps at a time"
         self._progress()
         self.running[step.plan.lane] = step
-        self._reschedule()
+        if not self._settles:
+            self._reschedule()
 
     def _progress(self) -> None:
         """Account for the time since speeds were last set."""
@@ -126,5 +128,7 @@ class SharedDevice:
         if version == self._version:
             self._progress()
             del self.running[step.plan.lane]
-            self._reschedule()
+            self._settles = True
             self._ended(step)
+            self._settles = False
+            self._reschedule()

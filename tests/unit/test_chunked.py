@@ -53,7 +53,7 @@ def test_a_prompt_goes_in_chunks_that_end_anywhere() -> None:
     assert scheduler.plan(Lane.MIXED) is None
     (work,) = first.work
     assert work.slices == (Slice(0, 0, 10),)
-    assert work.token_ids == tuple(range(10))
+    assert [*work.token_ids] == [*range(10)]
     assert work.new_extents == (Extent(0, 0, 6),)  # of the whole prompt
     assert work.sampling is not None
     assert not work.sample
@@ -154,7 +154,7 @@ def test_last_arrival_yields_its_kv_and_goes_to_the_head_of_the_queue() -> None:
     again = scheduler.plan(Lane.MIXED)
     assert ranges(again)[0] == (1, 0, 12)
     assert again is not None
-    assert again.work[0].token_ids == (*range(7), 7, 7, 7, 7, 7)
+    assert [*again.work[0].token_ids] == [*range(7), 7, 7, 7, 7, 7]
     assert again.work[0].sampling == SamplingParams(min_tokens=0)
 
 

@@ -91,14 +91,14 @@ def test_the_cheaper_layout_is_taken():
     low_fixed = CostModel(0.01, 1e-3, 0.0, 0.0, 0.0)
     low_slope = CostModel(0.10, 1e-4, 0.0, 0.0, 0.0)
     policy = CheapestLayout({Layout.TP: low_fixed, Layout.SP: low_slope})
-    few, many = policy.decide(plan((0, 99))), policy.decide(plan((0, 101)))
+    few, many = policy.decide(shape_of(plan((0, 99)))), policy.decide(shape_of(plan((0, 101))))
     assert (few.layout, many.layout) == (Layout.TP, Layout.SP)
     assert few.predicted_s[Layout.TP] == pytest.approx(0.109)
 
 
 def test_every_few_steps_one_probes_the_other_layout():
     policy = CheapestLayout({Layout.TP: TRUE, Layout.SP: TRUE._replace(fixed_s=9.0)}, probe_every=3)
-    layouts = [policy.decide(plan((9, 1))).layout for _ in range(6)]
+    layouts = [policy.decide(shape_of(plan((9, 1)))).layout for _ in range(6)]
     assert layouts == [Layout.TP, Layout.TP, Layout.SP] * 2
 
 
@@ -113,7 +113,7 @@ def test_first_tokens_may_cost_more_than_later_ones():
 
 def test_predictions_follow_a_machine_that_slows_down_and_choices_stay():
     policy = CheapestLayout({Layout.TP: TRUE, Layout.SP: TRUE._replace(fixed_s=1.0)})
-    step = plan((0, 99))
+    step = shape_of(plan((0, 99)))
     first = policy.decide(step)
     policy.observe(first, 100 * first.predicted_s[first.layout])  # one odd step
     assert policy.decide(step).predicted_s[first.layout] < 2 * first.predicted_s[first.layout]
@@ -129,6 +129,6 @@ def test_predictions_follow_a_machine_that_slows_down_and_choices_stay():
 
 def test_a_threshold_and_a_fixed_layout():
     policy = TokenThreshold(100)
-    assert policy.decide(plan((0, 100))).layout is Layout.TP
-    assert policy.decide(plan((0, 101))).layout is Layout.SP
-    assert FixedLayout(Layout.TP).decide(plan((0, 500))).layout is Layout.TP
+    assert policy.decide(shape_of(plan((0, 100)))).layout is Layout.TP
+    assert policy.decide(shape_of(plan((0, 101)))).layout is Layout.SP
+    assert FixedLayout(Layout.TP).decide(shape_of(plan((0, 500)))).layout is Layout.TP

@@ -90,7 +90,7 @@ def test_last_arrival_is_preempted_and_recomputed_with_its_output() -> None:
     again = scheduler.plan(Lane.PREFILL)
     assert again is not None
     work = again.work[0]
-    assert (work.seq_id, work.start, work.token_ids) == (1, 0, (*range(11), 7, 7))
+    assert (work.seq_id, work.start, [*work.token_ids]) == (1, 0, [*range(11), 7, 7])
     assert work.sampling == SamplingParams(min_tokens=3)  # 2 of the 5 are out
     assert work.new_extents == (Extent(0, 0, 4),)
 

@@ -32,7 +32,7 @@ def test_only_what_is_new_is_computed(scheduler_of) -> None:
     seq = ask(scheduler, 1, (*DOCUMENT, 1, 2, 3))
     plan = scheduler.plan(scheduler.lanes[0])
     work = work_of(plan, 1)
-    assert (work.start, work.token_ids, work.sample) == (64, (1, 2, 3), True)
+    assert (work.start, [*work.token_ids], work.sample) == (64, [1, 2, 3], True)
     assert work.sampling is not None
     pages = [(e.rank, e.first_page + at) for e in work.new_extents for at in range(e.num_pages)]
     assert len(pages) == 17
