@@ -79,8 +79,8 @@ def show(summary: dict[str, Any]) -> None:
     requests = summary["requests"]
     rows = [f"requests {requests['count']}, done {requests['done']}, failed {requests['failed']}"]
     for key in ("ttft_s", "tbt_ms", "response_s", "queue_s"):
-        values = latency.get(key)
-        if values:
+        values = latency[key]
+        if values["mean"] is not None:  # None where no request got so far
             rows.append(f"{key} mean {values['mean']:.4g}, p99 {values['p99']:.4g}")
     for key, value in throughput.items():
         if isinstance(value, int | float):

@@ -1,6 +1,6 @@
 """What the figures have in common: marks that differ without colour, axes, panels."""
 
-from math import ceil
+from math import ceil, isfinite
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
@@ -36,8 +36,10 @@ def mark(index: int) -> Mark:
 
 
 def log_axis(panel: Axes, name: str) -> None:
-    """A logarithmic axis with plain numbers on it."""
+    """A logarithmic axis with plain numbers on it, where there is anything above 0 to show."""
     axis: Axis = panel.xaxis if name == "x" else panel.yaxis
+    if not isfinite(axis.get_minpos()):
+        return
     panel.set(**{f"{name}scale": "log"})
     low, high = panel.get_xlim() if name == "x" else panel.get_ylim()
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 30 * low else (1,)))

@@ -39,6 +39,19 @@ def test_writes_a_run_and_says_that_it_is_simulated(
         simulate(small, *FLAGS, "--out", str(out))
 
 
+def test_answers_of_one_token_have_no_gaps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out, report = tmp_path / "trace.jsonl", tmp_path / "out", tmp_path / "report"
+    write_trace(path, trace([request(0.2 * i, 64, 1, 1000 * i) for i in range(4)]))
+    simulate(str(path), *FLAGS, "--out", str(out))
+    said = capsys.readouterr().err
+    assert "ttft_s mean" in said
+    assert "tbt_ms" not in said
+    app(["compare", str(out), "--out", str(report)], standalone_mode=False)
+    assert (report / "report.html").exists()
+
+
 def test_finds_the_capacity(small: str, tmp_path: Path) -> None:
     """Six prompts that queue one behind the other: the first token's time sets the rate."""
     record = tmp_path / "summary.json"
