@@ -180,7 +180,7 @@ class Ledger:
             table.add(Extent(rank, page, 1))
         # One allocation per rank, so that a rank's two zigzag runs lie side by side.
         runs = [
-            list(self._take(rank, num, table.last_page[rank])) if num else []
+            self._take(rank, num, table.last_page[rank]) if num else []
             for rank, num in enumerate(need)
         ]
         for piece in slices:
@@ -258,15 +258,15 @@ class Ledger:
             need[piece.rank] += num_blocks(piece.num_tokens, self.block_size)
         return need
 
-    def _take(self, rank: int, num: int, after: int) -> tuple[PageRun, ...]:
+    def _take(self, rank: int, num: int, after: int) -> list[PageRun]:
         """Take `num` pages for the owner of page `after` (-1 if none).
 
         Evicts nothing while enough pages are free, in few runs. Else it evicts until they lie
         in one run, but no more than would make a run by themselves.
         """
         pages = self._pages[rank]
-        is_short = pages.num_free < num
-        if is_short or (num > _MAX_RUNS and pages.num_runs(num) > _MAX_RUNS):
+        runs = pages.find(num, after) if pages.num_free >= num else []
+        if not runs or len(runs) > _MAX_RUNS:
             goal = max(num, self.pages_per_rank // _EVICT_PART)
             evicted = longest = 0
             while self._cache.num_idle(rank) and (
@@ -277,7 +277,9 @@ class Ledger:
                     if page.rank == rank:
                         evicted += 1
                         longest = max(longest, run.num)
-        return pages.allocate(num, after)
+            runs = pages.find(num, after)
+        pages.take(runs)
+        return runs
 
     def _free(self, page: Page) -> PageRun:
         return self._pages[page.rank].free(PageRun(page.number, 1))

@@ -1,6 +1,6 @@
 """Pages, and the free ones of a rank: kept as runs so that sequences get contiguous pages."""
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from typing import NamedTuple
 
 
@@ -41,45 +41,49 @@ class PageAllocator:
         """Maximal free runs in page order."""
         return [PageRun(first, self._num_at[first]) for first in self._firsts]
 
-    def num_runs(self, num: int) -> int:
-        """Runs that `num` pages would come in. The caller has checked `num_free`."""
-        return len(self._best(num))
-
-    def allocate(self, num: int, after: int = -1) -> tuple[PageRun, ...]:
-        """Take `num` pages: those that follow page `after`, if all are free; else the first
-        run that holds them all, else as few runs as possible.
+    def find(self, num: int, after: int = -1) -> list[PageRun]:
+        """Where `num` pages are to be had: those that follow page `after`, if all are free; else
+        the first run that holds them all, else as few runs as possible.
 
         Runs are returned in page order. `after` is a page of the same owner, or -1. The caller
         has checked `num_free`.
         """
         # `after` is not free, so free pages behind it can only be where a run begins.
         if self._num_at.get(after + 1, 0) >= num > 0:
-            return (self._take(after + 1, num),)
-        return tuple(self._take(first, num) for first, num in self._best(num))
+            return [PageRun(after + 1, num)]
+        return self._best(num)
+
+    def take(self, runs: list[PageRun]) -> None:
+        """Hand out what `find` has just returned."""
+        for first, num in runs:
+            self._take(first, num)
 
     def free(self, run: PageRun) -> PageRun:
         """Take `run` back; the free run it is part of then.
 
         A page that is free already is an AssertionError.
         """
-        assert 0 <= run.first < run.stop <= self.num_pages, f"{run} is not a run of this rank"
-        at = bisect_left(self._firsts, run.first)
-        after = self._firsts[at] if at < len(self._firsts) else None
-        before = self._firsts[at - 1] if at > 0 else None
-        assert after is None or run.stop <= after, f"double free: {run} meets free page {after}"
+        firsts, num_at = self._firsts, self._num_at
         first, num = run
-        if before is not None:
-            end = before + self._num_at[before]
-            assert end <= run.first, f"double free: {run} meets free page {end - 1}"
-            if end == run.first:
-                first, num = before, num + self._num_at[before]
-        if after is not None and after == run.stop:
-            num += self._num_at.pop(after)
-            del self._firsts[at]
-        if first == run.first:
-            insort(self._firsts, first)
-        self._num_at[first] = num
-        self.num_free += run.num
+        stop = first + num
+        assert 0 <= first < stop <= self.num_pages, f"{run} is not a run of this rank"
+        self.num_free += num
+        at = bisect_left(firsts, first)
+        if at < len(firsts):
+            after = firsts[at]
+            assert stop <= after, f"double free: {run} meets free page {after}"
+            if stop == after:
+                num += num_at.pop(after)
+                del firsts[at]
+        if at > 0:
+            before = firsts[at - 1]
+            end = before + num_at[before]
+            assert end <= first, f"double free: {run} meets free page {end - 1}"
+            if end == first:
+                num_at[before] += num
+                return PageRun(before, num_at[before])
+        firsts.insert(at, first)
+        num_at[first] = num
         return PageRun(first, num)
 
     def _best(self, num: int) -> list[PageRun]:
@@ -98,7 +102,7 @@ class PageAllocator:
                 break
         return sorted(best)
 
-    def _take(self, first: int, num: int) -> PageRun:
+    def _take(self, first: int, num: int) -> None:
         """Cut the first `num` pages off the free run that begins at `first`."""
         at = bisect_left(self._firsts, first)
         left = self._num_at.pop(first) - num
@@ -108,4 +112,3 @@ class PageAllocator:
         else:
             del self._firsts[at]
         self.num_free -= num
-        return PageRun(first, num)

@@ -21,21 +21,22 @@ from typing import NamedTuple
 
 from csps.sched.pages import Page
 
-# Token ids at positions [start, stop) of a sequence; an array("I") of them costs least.
-TokenIds = Callable[[int, int], Sequence[int]]
+# Token ids at positions [start, stop) of a sequence, of type code I.
+TokenIds = Callable[[int, int], "array[int]"]
+
+# What a block holds: the block before it, its token ids, its salt. It is found by this, so two
+# blocks never have the same.
+Key = tuple["CachedBlock | None", bytes, str]
 
 
 @dataclass(slots=True, eq=False, repr=False)
 class CachedBlock:
     """A full block in the cache; `pages` is empty once it was evicted."""
 
-    key: "Key"
+    parent: "CachedBlock | None"
+    key: Key
     pages: dict[Page, int]  # copies, and how many live sequences read each
     children: dict["CachedBlock", None] = field(default_factory=dict)
-
-    @property
-    def parent(self) -> "CachedBlock | None":
-        return self.key.parent
 
     @property
     def page(self) -> Page:
@@ -45,14 +46,6 @@ class CachedBlock:
     @property
     def idle(self) -> bool:
         return not any(self.pages.values())
-
-
-class Key(NamedTuple):
-    """What a block holds. It is found by this, so two blocks never have the same."""
-
-    parent: CachedBlock | None
-    packed_ids: bytes
-    salt: str
 
 
 class Prefix(NamedTuple):
@@ -92,8 +85,8 @@ class PrefixCache:
         size = self._block_size
         longest: list[CachedBlock | None] = [None]
         for start in range(0, num_tokens - size, size):
-            packed = _packed(token_ids(start, start + size))
-            keys = [Key(parent, packed, salt) for parent in longest for salt in salts]
+            packed = token_ids(start, start + size).tobytes()
+            keys = [(parent, packed, salt) for parent in longest for salt in salts]
             found = [block for key in keys if (block := self._blocks.get(key)) is not None]
             if not found:
                 break
@@ -114,17 +107,17 @@ class PrefixCache:
         return page
 
     def add(
-        self, parent: CachedBlock | None, token_ids: Sequence[int], salt: str, page: Page
+        self, parent: CachedBlock | None, token_ids: "array[int]", salt: str, page: Page
     ) -> tuple[CachedBlock, Page | None]:
         """Cache a block that one sequence, which reads `parent` too, computed in `page`.
 
         Where the block is cached already, `page` is a copy; a page to free is returned with
         the block if the copy replaces one that nobody reads.
         """
-        key = Key(parent, _packed(token_ids), salt)
+        key = (parent, token_ids.tobytes(), salt)
         block = self._blocks.get(key)
         if block is None:
-            block = CachedBlock(key, {page: 1})
+            block = CachedBlock(parent, key, {page: 1})
             self._blocks[key] = block
             if parent is not None:
                 parent.children[block] = None
@@ -205,7 +198,3 @@ class PrefixCache:
             else:
                 assert all(block.pages.values()), "a block keeps a copy that nobody reads"
         assert idle == [len(blocks) for blocks in self._idle], "a block read can be evicted"
-
-
-def _packed(token_ids: Sequence[int]) -> bytes:
-    return array("I", token_ids).tobytes()

@@ -1,5 +1,6 @@
 """Sequences that run against a ledger's prefix cache alone, without a scheduler."""
 
+from array import array
 from collections.abc import Sequence
 
 from csps.core.shards import Extent, Slice
@@ -10,7 +11,7 @@ EXACT, SPARSE = "exact", "csa 0.95"
 
 
 def reader(tokens: Sequence[int]) -> TokenIds:
-    return lambda start, stop: tokens[start:stop]
+    return lambda start, stop: array("I", tokens[start:stop])
 
 
 def match(ledger: Ledger, tokens: Sequence[int], *salts: str) -> Prefix:

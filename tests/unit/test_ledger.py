@@ -9,14 +9,20 @@ from csps.sched.ledger import Ledger
 from csps.sched.pages import PageAllocator, PageRun
 
 
-def pages_of(runs: tuple[PageRun, ...]) -> list[int]:
+def allocate(pages: PageAllocator, num: int, after: int = -1) -> list[PageRun]:
+    runs = pages.find(num, after)
+    pages.take(runs)
+    return runs
+
+
+def pages_of(runs: list[PageRun]) -> list[int]:
     return [page for first, num in runs for page in range(first, first + num)]
 
 
 def fragmented(num_pages: int, free: list[PageRun]) -> PageAllocator:
     """An allocator in which exactly the runs of `free` are free."""
     pages = PageAllocator(num_pages)
-    pages.allocate(num_pages)
+    allocate(pages, num_pages)
     for run in free:
         pages.free(run)
     return pages
@@ -24,33 +30,33 @@ def fragmented(num_pages: int, free: list[PageRun]) -> PageAllocator:
 
 def test_allocate_takes_the_first_run_that_holds_all() -> None:
     pages = fragmented(20, [PageRun(1, 2), PageRun(5, 4), PageRun(12, 6)])
-    assert pages.allocate(3) == (PageRun(5, 3),)
+    assert allocate(pages, 3) == [PageRun(5, 3)]
     assert pages.free_runs() == [PageRun(1, 2), PageRun(8, 1), PageRun(12, 6)]
 
 
 def test_allocate_uses_the_fewest_fragments_when_no_run_holds_all() -> None:
     pages = fragmented(20, [PageRun(1, 2), PageRun(5, 4), PageRun(12, 6)])
-    assert pages.allocate(9) == (PageRun(5, 3), PageRun(12, 6))
+    assert allocate(pages, 9) == [PageRun(5, 3), PageRun(12, 6)]
     assert pages.num_free == 3
 
 
 def test_allocate_prefers_the_pages_after_the_owners_last() -> None:
     pages = fragmented(20, [PageRun(1, 3), PageRun(5, 4)])
-    assert pages.allocate(1, after=4) == (PageRun(5, 1),)
-    assert pages.allocate(2, after=5) == (PageRun(6, 2),)
-    assert pages.allocate(2, after=7) == (PageRun(1, 2),), "one page follows, two are wanted"
-    assert pages.allocate(1, after=11) == (PageRun(3, 1),)
+    assert allocate(pages, 1, after=4) == [PageRun(5, 1)]
+    assert allocate(pages, 2, after=5) == [PageRun(6, 2)]
+    assert allocate(pages, 2, after=7) == [PageRun(1, 2)], "one page follows, two are wanted"
+    assert allocate(pages, 1, after=11) == [PageRun(3, 1)]
 
 
-def test_num_runs_foretells_allocate() -> None:
+def test_finding_pages_takes_none() -> None:
     pages = fragmented(20, [PageRun(1, 2), PageRun(5, 4), PageRun(12, 6)])
-    assert [pages.num_runs(num) for num in (1, 6, 7, 10, 11, 12)] == [1, 1, 2, 2, 3, 3]
+    assert [len(pages.find(num)) for num in (1, 6, 7, 10, 11, 12)] == [1, 1, 2, 2, 3, 3]
     assert pages.num_free == 12
 
 
 def test_freed_neighbours_join() -> None:
     pages = PageAllocator(9)
-    pages.allocate(9)
+    allocate(pages, 9)
     joined = [pages.free(PageRun(first, 3)) for first in (0, 6, 3)]
     assert joined == [PageRun(0, 3), PageRun(6, 3), PageRun(0, 9)]
     assert pages.free_runs() == [PageRun(0, 9)]
@@ -75,7 +81,7 @@ def test_allocator_against_a_set_of_pages(data: st.DataObject, num_pages: int) -
     for _ in range(data.draw(st.integers(1, 30))):
         if free and data.draw(st.booleans()):
             num = data.draw(st.integers(1, len(free)))
-            runs = pages.allocate(num)
+            runs = allocate(pages, num)
             taken = pages_of(runs)
             assert len(taken) == len(set(taken)) == num
             assert set(taken) <= free
@@ -174,7 +180,7 @@ def test_integrity_names_a_page_owned_twice() -> None:
 
 def test_integrity_names_a_lost_page() -> None:
     ledger = Ledger(1, 4, 2)
-    ledger._pages[0].allocate(2)
+    allocate(ledger._pages[0], 2)
     with pytest.raises(AssertionError, match=r"rank 0 lost pages \[0, 1\]"):
         ledger.check_integrity([])
 

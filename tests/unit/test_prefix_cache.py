@@ -1,6 +1,6 @@
 """sched/ledger.py and sched/prefix_cache.py: which blocks are found, shared and kept."""
 
-from collections.abc import Sequence
+from array import array
 
 import pytest
 
@@ -33,9 +33,9 @@ def test_publish_reads_new_blocks_only() -> None:
     ledger.place(1, (Slice(0, 0, 20),))
     asked = []
 
-    def token_ids(start: int, stop: int) -> Sequence[int]:
+    def token_ids(start: int, stop: int) -> "array[int]":
         asked.append((start, stop))
-        return range(start, stop)
+        return array("I", range(start, stop))
 
     for num_computed in (8, 9, 9, 17):
         ledger.publish(1, token_ids, num_computed, EXACT)

@@ -11,6 +11,7 @@ from csps.core.shards import Extent, Slice, num_blocks, zigzag
 from csps.sched.ledger import Ledger
 from csps.sched.pages import Page
 from csps.sched.prefix_cache import NO_PREFIX, Prefix
+from tests.unit.prefix_sequences import reader
 
 # A sparse sequence may read exact KV, an exact one nothing else.
 SALTS = {"exact": ("exact",), "sparse": ("sparse", "exact")}
@@ -98,7 +99,7 @@ class CacheMachine(RuleBasedStateMachine):
     def match(self, tokens: list[int], salt: str) -> Prefix:
         """The prefix the ledger finds, checked against what its pages hold."""
         ledger, size = self.ledger, self.block_size
-        prefix = ledger.match(lambda start, stop: tokens[start:stop], len(tokens), SALTS[salt])
+        prefix = ledger.match(reader(tokens), len(tokens), SALTS[salt])
         assert prefix.num_tokens == len(prefix.blocks) * size < len(tokens)
         methods: tuple[str, ...] = ()
         for index, block in enumerate(prefix.blocks):
@@ -131,7 +132,7 @@ class CacheMachine(RuleBasedStateMachine):
             self.kv[live.pages[block], at] = expected(live, position, size)
         live.num_computed = stop
         if publish:
-            self.ledger.publish(seq_id, lambda start, stop: tokens[start:stop], stop, live.salt)
+            self.ledger.publish(seq_id, reader(tokens), stop, live.salt)
             live.num_published = stop // size * size
 
     @precondition(lambda self: getattr(self, "live", None))
