@@ -88,7 +88,7 @@ def test_decode_moves_the_bytes_of_the_formula(tmp_path: Path, dtype: str) -> No
 
 
 def test_interference(tmp_path: Path) -> None:
-    flags = ["--tokens", "1000", "--context", "50", "--quiet-tokens", "10", "--output", "1000"]
+    flags = ["--tokens", "1000", "--context", "50", "--quiet-tokens", "10", "--output", "400"]
     (result,) = bench(tmp_path, "interference", *flags)["results"]
     assert result["prompt_tokens"] == 1000
     for when in ("quiet", "busy"):

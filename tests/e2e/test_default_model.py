@@ -15,8 +15,9 @@ from csps.checkpoint.tokenizer import load_tokenizer
 from csps.core.request import SamplingParams
 from csps.rpc.client import GenerationClient
 
-LENGTHS = (1, 17, 700, 4100)
-NUM_OUTPUT = 64
+LENGTHS = (1, 17, 700, 2300)
+NUM_OUTPUT = 32
+STAGE_TOKENS = 1024  # the longest prompt takes three
 
 
 @pytest.fixture(scope="module")
@@ -74,15 +75,16 @@ async def alone_then_together(
 
 @pytest.mark.parametrize(
     ("strategy", "num_ranks"),
-    [("ring", 1), ("ring", 2), ("ring", 3), ("ring", 4), ("sarathi", 2), ("shift", 2)],
+    [("ring", 1), ("ring", 2), ("ring", 4), ("sarathi", 2), ("shift", 2)],
 )
 def test_greedy_tokens_equal_transformers(strategy, num_ranks, prompts, expected) -> None:
     flags = ("--strategy", strategy, "--workers", str(num_ranks), "--dtype", "float32")
     # Chunks of prompts in the SP layout, decodes in TP.
-    flags += ("--stage-tokens", "2048", "--shift-threshold", "64")
+    flags += ("--stage-tokens", str(STAGE_TOKENS), "--shift-threshold", "64")
     with ServerProcess(*flags) as server:
-        # The other strategies' rules are tested with tiny models; here they meet real weights.
-        num_alone = len(prompts) if strategy == "ring" else 1
+        # Rules of strategies and odd numbers of ranks are tested with tiny models; here they meet
+        # real weights.
+        num_alone = len(prompts) if num_ranks == 4 else 1
         alone, together = asyncio.run(alone_then_together(server.target, prompts, num_alone))
         assert server.stop() == 0, server.log
     assert alone == expected[:num_alone]
