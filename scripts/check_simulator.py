@@ -49,6 +49,7 @@ def alike(run: RunInfo) -> SimConfig:
         prefix_cache=given["prefix_cache"],
         layout=Layout(layout) if layout else None,
         shift_threshold=given["shift_threshold"],
+        tbt_target_ms=given.get("tbt_target_ms", 0.0),
         speed=run.speed,
     )
 

@@ -163,6 +163,16 @@ def serve(
             rich_help_panel=SCHEDULE,
         ),
     ] = 0,
+    tbt_target: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            help="csps, ring: milliseconds between tokens that will do. While prompts are "
+            "prefilled, decode then takes no step sooner, and prompts are done earlier. 0: tokens "
+            "as soon as they can be had.",
+            rich_help_panel=SCHEDULE,
+        ),
+    ] = 0.0,
     ageing: Annotated[
         float,
         typer.Option(
@@ -315,6 +325,7 @@ def serve(
         layout=layout,
         shift_threshold=shift_threshold,
         probe_every=probe_every,
+        tbt_target_ms=tbt_target,
         ageing=ageing,
         prefill_ranks=parse_ranks("--prefill-ranks", prefill_ranks, num_ranks // tp),
         decode_ranks=parse_ranks("--decode-ranks", decode_ranks, num_ranks // tp),

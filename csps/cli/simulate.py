@@ -117,6 +117,10 @@ def simulate(
         int,
         typer.Option(min=0, help="As of csps serve; 0: by cost.", rich_help_panel=SCHEDULE),
     ] = 0,
+    tbt_target: Annotated[
+        float,
+        typer.Option(min=0.0, help="As of csps serve (milliseconds).", rich_help_panel=SCHEDULE),
+    ] = 0.0,
     prefix_cache: Annotated[
         bool,
         typer.Option(
@@ -225,6 +229,7 @@ def simulate(
         prefix_cache=prefix_cache,
         layout=layout,
         shift_threshold=shift_threshold,
+        tbt_target_ms=tbt_target,
         attention=attention,
         csa_gamma=csa_gamma,
         csa_min_tokens=csa_min_tokens,

@@ -49,6 +49,7 @@ def server_info(
         ageing=config.ageing,
         layout=config.layout.value if config.layout is not None else "",
         shift_threshold=config.shift_threshold,
+        tbt_target_ms=config.tbt_target_ms,
         prefill_ranks=config.prefill_ranks,
         decode_ranks=config.decode_ranks,
         threads_per_rank=setup.threads_per_rank,

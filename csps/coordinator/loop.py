@@ -5,6 +5,7 @@ is touched by the event loop's thread alone.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from csps.core.shards import Extent
 from csps.rpc.fleet import Fleet
 from csps.sched.cost import shape_of
 from csps.sched.layout import Decision, LayoutPolicy
+from csps.sched.pacing import DecodePace
 from csps.sched.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
@@ -37,9 +39,11 @@ class EngineLoop:
         fleet: Fleet,
         layouts: Mapping[Lane, LayoutPolicy],
         observers: Sequence[Observer] = (),
+        pace: DecodePace | None = None,
     ) -> None:
         self.scheduler = scheduler
         self._layouts = layouts
+        self._pace = pace or DecodePace()
         self._observers = observers
         self.counters = {lane: LaneCounters() for lane in scheduler.lanes}
         self.sparse = SparseSummary()  # of all requests, with `num_sparse` of them
@@ -127,6 +131,8 @@ class EngineLoop:
 
     async def _run_lane(self, lane: Lane) -> None:
         while True:
+            if lane is Lane.DECODE:
+                await self._keep_pace()
             plan = self.scheduler.plan(lane)
             self._release()
             if plan is None:
@@ -134,6 +140,8 @@ class EngineLoop:
                 await self._wake[lane].wait()
                 self._wake[lane].clear()
                 continue
+            if lane is Lane.DECODE:
+                self._pace.note_start(time.monotonic())
             self._note_scheduled(plan)
             decision = self._layouts[lane].decide(shape_of(plan))
             plan = replace(plan, layout=decision.layout)
@@ -141,6 +149,15 @@ class EngineLoop:
             results = await self._fleet.run(plan)
             self._finish(plan, results, decision, started)
             self._wake_all()
+
+    async def _keep_pace(self) -> None:
+        """Until the next decode step may begin: it is its time, or prefill is over."""
+        wake = self._wake[Lane.DECODE]
+        while (next_s := self._pace.next_s(self.scheduler.num_prefilling)) > time.monotonic():
+            wake.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(next_s - time.monotonic()):
+                    await wake.wait()
 
     def _finish(
         self, plan: StepPlan, results: Sequence[StepResult], decision: Decision, started: float

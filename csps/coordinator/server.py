@@ -34,6 +34,7 @@ from csps.rpc.fleet import Fleet
 from csps.rpc.http_metrics import MetricsServer
 from csps.rpc.interceptors import ErrorInterceptor
 from csps.rpc.options import SERVER_OPTIONS
+from csps.sched.pacing import DecodePace
 from csps.v1 import (
     admin_pb2,
     admin_pb2_grpc,
@@ -204,7 +205,9 @@ class Server:
         layouts = await make_layouts(config, fleet, scheduler)
         return Frontend(
             model,
-            EngineLoop(scheduler, fleet, layouts, observers),
+            EngineLoop(
+                scheduler, fleet, layouts, observers, DecodePace(1e-3 * config.tbt_target_ms)
+            ),
             placement=config.setup.placement,
             csa_min_tokens=config.csa_min_tokens,
         )

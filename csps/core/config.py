@@ -72,9 +72,10 @@ class ServerConfig:
     what STAGE_TOKENS has for the ranks' device;
     `token_budget`: of one mixed step. `layout`: of steps that may have either. Without one, those
     of more than `shift_threshold` tokens have SP, 0 meaning that a cost model decides; then every
-    `probe_every`-th step (0: none) has the layout that it did not choose. `ageing`,
-    `prefill_ranks`, `decode_ranks`, `prefix_cache` as in csps.sched.config. `step_timeout_s`: a
-    step that some rank has not finished by then means that the rank is lost. `attention`: of
+    `probe_every`-th step (0: none) has the layout that it did not choose. `tbt_target_ms`: of
+    csps.sched.pacing, 0 meaning decode as fast as it can. `ageing`, `prefill_ranks`,
+    `decode_ranks`, `prefix_cache` as in csps.sched.config. `step_timeout_s`: a step that some rank
+    has not finished by then means that the rank is lost. `attention`: of
     requests that do not choose; prompts shorter than `csa_min_tokens` are always dense.
     `step_log`: where every step's row (csps.records.rows) goes.
     `metrics_port`: of Prometheus on `host`; 0 a free one, None no metrics. `otlp_endpoint`: where
@@ -90,6 +91,7 @@ class ServerConfig:
     layout: Layout | None = None
     shift_threshold: int = 0
     probe_every: int = 0
+    tbt_target_ms: float = 0.0
     ageing: float = 0.5
     prefill_ranks: tuple[int, ...] = ()
     decode_ranks: tuple[int, ...] = ()

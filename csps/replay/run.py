@@ -195,6 +195,7 @@ def _run_info(
             "prefix_cache": server.HasField("prefix_cache"),
             "layout": server.layout or None,
             "shift_threshold": server.shift_threshold,
+            "tbt_target_ms": server.tbt_target_ms,
             "prompts": "random tokens" if config.text is None else f"pieces of {config.text.name}",
             "seed": config.seed,
             "csps": server.version,

@@ -50,6 +50,7 @@ class SimConfig:
     prefix_cache: bool = True
     layout: Layout | None = None
     shift_threshold: int = 0
+    tbt_target_ms: float = 0.0
     attention: AttentionKind | None = None
     csa: CsaConfig = field(default_factory=CsaConfig)
     csa_gamma: float = AttentionParams().gamma
@@ -106,6 +107,7 @@ def server_config(config: SimConfig, cluster: Cluster, model: SimModel) -> Serve
         token_budget=config.token_budget,
         layout=config.layout,
         shift_threshold=config.shift_threshold,
+        tbt_target_ms=config.tbt_target_ms,
         ageing=config.ageing,
         prefix_cache=config.prefix_cache,
         attention=params,

@@ -5,12 +5,12 @@ to end, accounts for it and plans the next one.
 """
 
 from collections.abc import Callable, Mapping
-from itertools import chain
 
 from csps.core.plan import Lane, SampledToken
 from csps.records.rows import StepRow
 from csps.sched.cost import shape_of
 from csps.sched.layout import LayoutPolicy
+from csps.sched.pacing import DecodePace
 from csps.sched.scheduler import Scheduler
 from csps.sim.clock import Clock
 from csps.sim.request import SimRequest
@@ -38,6 +38,7 @@ class Replica:
         step_s: Mapping[Lane, float],
         note_step: Callable[[StepRow], None] | None,
         note_end: Callable[[SimRequest], None],
+        pace: DecodePace,
         side_by_side: bool = True,
     ) -> None:
         """`step_s`: before a step's work. `side_by_side` False: lanes take turns.
@@ -53,6 +54,8 @@ class Replica:
         self._step_s = step_s
         self._note_step = note_step
         self._note_end = note_end
+        self._pace = pace
+        self._waits_until = -1.0  # a decode step for its pace
         self._side_by_side = side_by_side
         self._device = SharedDevice(clock, sharing, self._complete)
         self._requests: dict[int, SimRequest] = {}
@@ -75,7 +78,19 @@ class Replica:
         for lane in lanes:
             is_free = lane not in running and (self._side_by_side or not running)
             if is_free and self.scheduler.has_work(lane):
+                if lane is Lane.DECODE and self._waits():
+                    continue
                 self._start(lane)
+
+    def _waits(self) -> bool:
+        """Whether the next decode step has to wait for its pace; it is woken then."""
+        next_s = self._pace.next_s(self.scheduler.num_prefilling)
+        if next_s <= self._clock.now:
+            return False
+        if next_s > self._waits_until:
+            self._waits_until = next_s
+            self._clock.at(next_s, self._wake, (Lane.DECODE,))
+        return True
 
     def _start(self, lane: Lane) -> None:
         plan = self.scheduler.plan(lane)
@@ -83,6 +98,8 @@ class Replica:
         if plan is None:
             return
         now = self._clock.now
+        if lane is Lane.DECODE:
+            self._pace.note_start(now)
         for work in plan.work:
             if work.sampling is not None:  # its first step, or again after a preemption
                 self._requests[work.seq_id].note_scheduled(now)
@@ -107,9 +124,9 @@ class Replica:
         self._policies[plan.lane].observe(step.decision, wall_s)
         if self._note_step is not None:
             self._note_step(self._row(step, wall_s))
-        # The other lanes first: where lanes take turns, it is theirs.
-        others = (lane for lane in self.scheduler.lanes if lane is not plan.lane)
-        self._wake(tuple(chain(others, (plan.lane,))))
+        others = tuple(lane for lane in self.scheduler.lanes if lane is not plan.lane)
+        # Where lanes take turns, it is the others'.
+        self._wake((plan.lane, *others) if self._side_by_side else (*others, plan.lane))
 
     def _release(self) -> None:
         released = self.scheduler.released()

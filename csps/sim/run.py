@@ -24,6 +24,7 @@ from csps.records.run import RunInfo, RunKind, write_run
 from csps.records.summary import save, summarize
 from csps.sched.cost import CostModel
 from csps.sched.layout import CheapestLayout, LayoutPolicy
+from csps.sched.pacing import DecodePace
 from csps.sched.schedulers import given_layout, make_scheduler
 from csps.sim.clock import Clock
 from csps.sim.cluster import CalibratedCluster, Cluster
@@ -196,6 +197,7 @@ class _Run:
             step_s,
             self._steps.append if config.keep_steps else None,
             self._end,
+            DecodePace(1e-3 * server.tbt_target_ms),
             config.separate_decode,
         )
 
@@ -242,6 +244,7 @@ def _run_info(
         "prefix_cache": server.prefix_cache,
         "layout": server.layout and server.layout.value,
         "shift_threshold": server.shift_threshold,
+        "tbt_target_ms": server.tbt_target_ms,
         "seed": config.seed,
     }
     return RunInfo(

@@ -280,7 +280,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "strategy", "sp", "tp", "block_size", "blocks_per_rank", "stage_tokens", "long_tokens", "uptime_s", "lanes", "used_blocks_by_rank", "attention", "csa_gamma", "csa_min_tokens", "sparse_requests", "sparse", "token_budget", "preemptions", "prefix_cache", "model", "dtype", "max_model_len", "max_running", "max_waiting_tokens", "ageing", "layout", "shift_threshold", "prefill_ranks", "decode_ranks", "threads_per_rank", "csa_window_blocks", "csa", "attention_backends")
+    __slots__ = ("version", "strategy", "sp", "tp", "block_size", "blocks_per_rank", "stage_tokens", "long_tokens", "uptime_s", "lanes", "used_blocks_by_rank", "attention", "csa_gamma", "csa_min_tokens", "sparse_requests", "sparse", "token_budget", "preemptions", "prefix_cache", "model", "dtype", "max_model_len", "max_running", "max_waiting_tokens", "ageing", "layout", "shift_threshold", "prefill_ranks", "decode_ranks", "threads_per_rank", "csa_window_blocks", "csa", "attention_backends", "tbt_target_ms")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STRATEGY_FIELD_NUMBER: _ClassVar[int]
     SP_FIELD_NUMBER: _ClassVar[int]
@@ -314,6 +314,7 @@ class GetServerInfoResponse(_message.Message):
     CSA_WINDOW_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     CSA_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_BACKENDS_FIELD_NUMBER: _ClassVar[int]
+    TBT_TARGET_MS_FIELD_NUMBER: _ClassVar[int]
     version: str
     strategy: str
     sp: int
@@ -347,7 +348,8 @@ class GetServerInfoResponse(_message.Message):
     csa_window_blocks: int
     csa: CsaSetup
     attention_backends: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, version: _Optional[str] = ..., strategy: _Optional[str] = ..., sp: _Optional[int] = ..., tp: _Optional[int] = ..., block_size: _Optional[int] = ..., blocks_per_rank: _Optional[int] = ..., stage_tokens: _Optional[int] = ..., long_tokens: _Optional[int] = ..., uptime_s: _Optional[float] = ..., lanes: _Optional[_Iterable[_Union[LaneCounters, _Mapping]]] = ..., used_blocks_by_rank: _Optional[_Iterable[int]] = ..., attention: _Optional[str] = ..., csa_gamma: _Optional[float] = ..., csa_min_tokens: _Optional[int] = ..., sparse_requests: _Optional[int] = ..., sparse: _Optional[_Union[AttentionReport, _Mapping]] = ..., token_budget: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_cache: _Optional[_Union[PrefixCache, _Mapping]] = ..., model: _Optional[str] = ..., dtype: _Optional[str] = ..., max_model_len: _Optional[int] = ..., max_running: _Optional[int] = ..., max_waiting_tokens: _Optional[int] = ..., ageing: _Optional[float] = ..., layout: _Optional[str] = ..., shift_threshold: _Optional[int] = ..., prefill_ranks: _Optional[_Iterable[int]] = ..., decode_ranks: _Optional[_Iterable[int]] = ..., threads_per_rank: _Optional[int] = ..., csa_window_blocks: _Optional[int] = ..., csa: _Optional[_Union[CsaSetup, _Mapping]] = ..., attention_backends: _Optional[_Iterable[str]] = ...) -> None: ...
+    tbt_target_ms: float
+    def __init__(self, version: _Optional[str] = ..., strategy: _Optional[str] = ..., sp: _Optional[int] = ..., tp: _Optional[int] = ..., block_size: _Optional[int] = ..., blocks_per_rank: _Optional[int] = ..., stage_tokens: _Optional[int] = ..., long_tokens: _Optional[int] = ..., uptime_s: _Optional[float] = ..., lanes: _Optional[_Iterable[_Union[LaneCounters, _Mapping]]] = ..., used_blocks_by_rank: _Optional[_Iterable[int]] = ..., attention: _Optional[str] = ..., csa_gamma: _Optional[float] = ..., csa_min_tokens: _Optional[int] = ..., sparse_requests: _Optional[int] = ..., sparse: _Optional[_Union[AttentionReport, _Mapping]] = ..., token_budget: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_cache: _Optional[_Union[PrefixCache, _Mapping]] = ..., model: _Optional[str] = ..., dtype: _Optional[str] = ..., max_model_len: _Optional[int] = ..., max_running: _Optional[int] = ..., max_waiting_tokens: _Optional[int] = ..., ageing: _Optional[float] = ..., layout: _Optional[str] = ..., shift_threshold: _Optional[int] = ..., prefill_ranks: _Optional[_Iterable[int]] = ..., decode_ranks: _Optional[_Iterable[int]] = ..., threads_per_rank: _Optional[int] = ..., csa_window_blocks: _Optional[int] = ..., csa: _Optional[_Union[CsaSetup, _Mapping]] = ..., attention_backends: _Optional[_Iterable[str]] = ..., tbt_target_ms: _Optional[float] = ...) -> None: ...
 
 class CsaSetup(_message.Message):
     __slots__ = ("min_recall", "max_density", "rows_per_tile", "estimate", "wire", "pipeline", "min_recall_p5")

@@ -1,6 +1,7 @@
 """Every strategy behind the same interface: same tokens, its own lanes and layouts."""
 
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import grpc
@@ -82,6 +83,31 @@ def test_steps_are_logged(tiny: Path, tmp_path: Path) -> None:
     assert {len(step.kv_pages) for step in steps} == {1}, "KV by head: the same on all ranks"
     assert steps[-2].kv_pages == (-(-703 // 64),)
     assert steps[-1].kv_pages == (0,)
+
+
+def test_decode_keeps_its_pace_beside_prefill(tiny: Path, tmp_path: Path) -> None:
+    target_s = 0.15
+    flags = ("--model", str(tiny), "--workers", "2", "--tbt-target", "150", "--stage-tokens", "256")
+    with serve(*flags, "--step-log", str(tmp_path / STEPS_FILE)) as server:
+        stream = server.open(request(prompt(20), max_tokens=200, ignore_eos=True))
+        next(stream)
+        others = [
+            server.open(request(prompt(1900, seed=n), max_tokens=1, ignore_eos=True))
+            for n in range(8)
+        ]
+        for other in others:
+            list(other)
+        list(stream)
+        assert server.info().tbt_target_ms == 150
+    steps = read_steps(tmp_path)
+    prefill = [step for step in steps if step.lane == "prefill"][1:]
+    decode = [step.started_s for step in steps if step.lane == "decode"]
+    first, last = prefill[0].started_s, prefill[-1].ended_s
+    beside = [at for at in decode if first < at < last]
+    assert len(beside) > 2
+    assert all(b - a > target_s - 0.01 for a, b in pairwise(beside)), "a step came too soon"
+    after = [at for at in decode if at > last]
+    assert min(b - a for a, b in pairwise(after)) < target_s, "nothing to keep pace with any more"
 
 
 def test_a_step_log_that_cannot_be_written(tiny: Path) -> None:

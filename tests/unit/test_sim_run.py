@@ -1,5 +1,6 @@
 """Properties of whole simulated runs."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from csps.core.errors import ConfigError
+from csps.core.plan import Lane
 from csps.core.strategy import Strategy
 from csps.records.rows import Status
+from csps.sim.cluster import load_cluster
+from csps.sim.config import SimConfig
 from csps.sim.model import load_model
 from csps.sim.run import simulate
 from csps.trace.schema import TraceRequest, read_trace, write_trace
@@ -129,6 +133,30 @@ def test_replicas_share_the_load() -> None:
 def test_speed_is_a_factor_on_the_clock() -> None:
     asked = [request(float(i), 50, 2, 1000 * i) for i in range(3)]
     assert [row.sent_s for row in run(asked, Strategy.RING, speed=4.0).requests] == [0.0, 0.25, 0.5]
+
+
+def test_decode_keeps_its_pace_beside_prefill() -> None:
+    """Steps are as far apart as asked for while there is prefill, and prompts are done earlier."""
+    asked = [request(0.0, 64, 400, 0), *(request(1.0, 2000, 2, 1000 * n) for n in range(1, 5))]
+    free, paced = (
+        simulate(trace(asked), load_cluster("cpu2"), MODEL, SimConfig(tbt_target_ms=target))
+        for target in (0.0, 500.0)
+    )
+    starts, ends = {}, {}
+    for name, result in (("free", free), ("paced", paced)):
+        steps = sorted(result.steps, key=lambda step: step.started_s)
+        prefill = [step for step in steps if step.lane is Lane.PREFILL][1:]
+        first, ends[name] = prefill[0].started_s, prefill[-1].ended_s
+        starts[name] = [
+            step.started_s
+            for step in steps
+            if step.lane is Lane.DECODE and first < step.started_s < ends[name]
+        ]
+    assert min(b - a for a, b in pairwise(starts["paced"])) >= 0.5 - 1e-6
+    assert len(starts["free"]) > 2 * len(starts["paced"]) > 4
+    assert ends["paced"] < ends["free"]
+    tokens = [sorted((r.request_id, r.output_tokens) for r in x.requests) for x in (free, paced)]
+    assert tokens[0] == tokens[1]
 
 
 def test_what_a_server_would_refuse_has_failed() -> None:
