@@ -17,6 +17,7 @@ from csps.cli.serve_flags import (
     parse_on_off,
     parse_ranks,
     parse_share,
+    parse_tbt_target,
     parse_tp,
     step_tokens,
 )
@@ -166,7 +167,6 @@ def serve(
     tbt_target: Annotated[
         float,
         typer.Option(
-            min=0.0,
             help="csps, ring: milliseconds between tokens that will do. While prompts are "
             "prefilled, decode then takes no step sooner, and prompts are done earlier. 0: tokens "
             "as soon as they can be had.",
@@ -325,7 +325,7 @@ def serve(
         layout=layout,
         shift_threshold=shift_threshold,
         probe_every=probe_every,
-        tbt_target_ms=tbt_target,
+        tbt_target_ms=parse_tbt_target(tbt_target),
         ageing=ageing,
         prefill_ranks=parse_ranks("--prefill-ranks", prefill_ranks, num_ranks // tp),
         decode_ranks=parse_ranks("--decode-ranks", decode_ranks, num_ranks // tp),

@@ -6,6 +6,8 @@ from csps.core.strategy import STRATEGIES, Placement, Strategy
 
 _FLAG_OF_FIELD = {"attention.gamma": "--csa-gamma", "attention.window_blocks": "--csa-window"}
 
+MAX_TBT_TARGET_MS = 60_000.0
+
 
 def parse_num_ranks(workers: int, ranks: int) -> int:
     """Ranks in all, started here or joined."""
@@ -32,6 +34,14 @@ def parse_share(flag: str, share: float) -> float:
     if not 0.0 < share <= 1.0:
         raise ConfigError(f"{flag}: expected a share in (0, 1], got {share}")
     return share
+
+
+def parse_tbt_target(milliseconds: float) -> float:
+    if not 0.0 <= milliseconds <= MAX_TBT_TARGET_MS:  # NaN neither
+        raise ConfigError(
+            f"--tbt-target: expected 0 to {MAX_TBT_TARGET_MS:g} milliseconds, got {milliseconds:g}"
+        )
+    return milliseconds
 
 
 def step_tokens(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from csps.cli.serve_flags import parse_tbt_target
 from csps.cli.simulate_run import at_capacity, play, show
 from csps.cli.terminal import console
 from csps.core.attention import AttentionKind
@@ -119,7 +120,7 @@ def simulate(
     ] = 0,
     tbt_target: Annotated[
         float,
-        typer.Option(min=0.0, help="As of csps serve (milliseconds).", rich_help_panel=SCHEDULE),
+        typer.Option(help="As of csps serve (milliseconds).", rich_help_panel=SCHEDULE),
     ] = 0.0,
     prefix_cache: Annotated[
         bool,
@@ -229,7 +230,7 @@ def simulate(
         prefix_cache=prefix_cache,
         layout=layout,
         shift_threshold=shift_threshold,
-        tbt_target_ms=tbt_target,
+        tbt_target_ms=parse_tbt_target(tbt_target),
         attention=attention,
         csa_gamma=csa_gamma,
         csa_min_tokens=csa_min_tokens,

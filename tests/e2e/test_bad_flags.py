@@ -91,6 +91,8 @@ BEFORE_ANY_RANK = {
         ["--prefill-ranks", "0 to 1", "0-2"],
     ),
     "decode ranks": (["--decode-ranks", "one"], ["--decode-ranks", "0-2", "'one'"]),
+    "tbt target": (["--tbt-target", "-1"], ["--tbt-target: ", "60000", "-1"]),
+    "tbt target nan": (["--tbt-target", "nan"], ["--tbt-target: ", "60000", "nan"]),
     "host": (["--host", "300.1.2.3"], ["--port", "300.1.2.3"]),
 }
 
