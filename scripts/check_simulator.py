@@ -3,8 +3,9 @@
     csps calibrate runs/before/* runs/after/* --name cpu2 --out cpu2.toml
     python scripts/check_simulator.py slice.jsonl runs/x1-* --cluster cpu2.toml --json out.json
 
-Give other live runs than those that the cluster was calibrated from. Of runs of one speed it also
-says whether the simulator puts them in the same order.
+Give other live runs than those that the cluster was calibrated from. Several of one server at one
+speed are averaged, and it says how far apart they are: so much is the machine's. Of servers at one
+speed it also says whether the simulator puts them in the same order.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -33,7 +35,6 @@ from csps.trace.formats import read_any
 from csps.trace.schema import Trace
 
 FIGURES = {"ttft_s": "TTFT", "tbt_ms": "TBT", "response_s": "response time"}
-TIE = 0.05  # live figures this close have no order
 
 
 def alike(run: RunInfo) -> SimConfig:
@@ -65,24 +66,43 @@ def means(requests: Sequence[Any]) -> dict[str, float]:
     }
 
 
-def check(folder: Path, trace: Trace, cluster: Cluster, model: SimModel) -> dict[str, Any]:
-    run = read_run(folder)
-    if run.interrupted or run.num_requests != len(trace.requests):
-        raise CspsError(f"{folder}: is not a whole run of this trace")
-    live = means(read_requests(folder))
-    simulated = means(simulate(trace, cluster, model, alike(run)).requests)
+def groups(folders: Sequence[Path], trace: Trace) -> dict[SimConfig, list[Path]]:
+    """Runs by what their server and replay were given."""
+    found: dict[SimConfig, list[Path]] = {}
+    for folder in folders:
+        run = read_run(folder)
+        if run.interrupted or run.num_requests != len(trace.requests):
+            raise CspsError(f"{folder}: is not a whole run of this trace")
+        found.setdefault(alike(run), []).append(folder)
+    return found
+
+
+def check(
+    config: SimConfig, folders: Sequence[Path], trace: Trace, cluster: Cluster, model: SimModel
+) -> dict[str, Any]:
+    runs = [means(read_requests(folder)) for folder in folders]
+    live = {name: fmean(run[name] for run in runs) for name in FIGURES}
+    simulated = means(simulate(trace, cluster, model, config).requests)
     return {
-        "run": run.name,
-        "strategy": run.strategy,
-        "speed": run.speed,
+        "run": read_run(folders[0]).name,
+        "strategy": config.strategy.value,
+        "speed": config.speed,
+        "live_runs": runs,
         "live": live,
+        "apart": {
+            name: max(run[name] for run in runs) / min(run[name] for run in runs) - 1
+            for name in FIGURES
+        },
         "simulated": simulated,
         "simulated_over_live": {name: simulated[name] / live[name] for name in live},
     }
 
 
-def order(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For each speed and figure, the pairs of runs that the simulator has the other way round."""
+def order(rows: Sequence[Mapping[str, Any]], tie: float) -> list[dict[str, Any]]:
+    """For each speed and figure, the pairs of servers that the simulator has the other way round.
+
+    Live figures whose ratio is at most 1 + `tie` have no order.
+    """
     found = []
     for speed in sorted({row["speed"] for row in rows}):
         mine = [row for row in rows if row["speed"] == speed]
@@ -90,7 +110,7 @@ def order(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             pairs = [
                 (one, other)
                 for one, other in combinations(sorted(mine, key=lambda r: r["live"][name]), 2)
-                if other["live"][name] > (1 + TIE) * one["live"][name]
+                if other["live"][name] > (1 + tie) * one["live"][name]
             ]
             wrong = [
                 f"{one['strategy']} < {other['strategy']}"
@@ -101,7 +121,9 @@ def order(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def show(rows: Sequence[Mapping[str, Any]], orders: Sequence[Mapping[str, Any]]) -> None:
+def show(
+    rows: Sequence[Mapping[str, Any]], orders: Sequence[Mapping[str, Any]], tie: float
+) -> None:
     table = Table("run", *(f"{title}: live, simulated, ratio" for title in FIGURES.values()))
     for row in rows:
         cells = (
@@ -109,14 +131,14 @@ def show(rows: Sequence[Mapping[str, Any]], orders: Sequence[Mapping[str, Any]])
             f"{row['simulated_over_live'][name]:.2f}"
             for name in FIGURES
         )
-        table.add_row(row["run"], *cells)
+        table.add_row(f"{row['run']} ({len(row['live_runs'])})", *cells)
     console = Console()
     console.print(table)
     for one in orders:
         wrong = ", ".join(one["wrong"]) or "none"
         console.print(
             f"speed {one['speed']:g}, {FIGURES[one['figure']]}: of {one['pairs']} pairs more than "
-            f"{TIE:.0%} apart, in the wrong order: {wrong}",
+            f"{tie:.0%} apart, in the wrong order: {wrong}",
             highlight=False,
         )
 
@@ -129,22 +151,29 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="folders of csps replay")
     parser.add_argument("--cluster", default="cpu2")
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument(
+        "--tie", type=float, default=0.05, help="live figures this close (ratio - 1) have no order"
+    )
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     try:
         trace, _ = read_any(asked.trace)
         cluster, model = load_cluster(asked.cluster), load_model(asked.model)
-        rows = [check(folder, trace, cluster, model) for folder in asked.runs]
+        rows = [
+            check(config, folders, trace, cluster, model)
+            for config, folders in groups(asked.runs, trace).items()
+        ]
     except CspsError as error:
         sys.exit(str(error))
-    orders = order(rows)
+    orders = order(rows, asked.tie)
     if asked.json is not None:
         command = shlex.join(["python", *sys.argv])
         text = json.dumps(
-            {**provenance(), "command": command, "runs": rows, "order": orders}, indent=1
+            {**provenance(), "command": command, "tie": asked.tie, "runs": rows, "order": orders},
+            indent=1,
         )
         asked.json.write_text(text + "\n", "utf-8")
-    show(rows, orders)
+    show(rows, orders, asked.tie)
 
 
 if __name__ == "__main__":
