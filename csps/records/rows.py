@@ -160,7 +160,8 @@ def _values(given: Any, converters: Mapping[str, Callable[[Any], Any]]) -> dict[
 def _json_float(value: float | None) -> str:
     if value is None:
         return "null"
-    assert math.isfinite(value), value
+    if not math.isfinite(value):
+        raise ValueError(f"{value} cannot be written as JSON")
     return repr(round(value, 6))
 
 
@@ -177,7 +178,7 @@ def _json_floats(form: str) -> Callable[[tuple[float, ...]], str]:
 
 
 def _json_map(values: Mapping[str, float]) -> str:
-    return "{" + ",".join([f"{_quoted(k)}:{round(v, 6)}" for k, v in values.items()]) + "}"
+    return "{" + ",".join([f"{_quoted(k)}:{_json_float(v)}" for k, v in values.items()]) + "}"
 
 
 def _writer(name: str, kind: Any) -> Callable[[Any], str]:

@@ -67,21 +67,19 @@ class PageAllocator:
         first, num = run
         stop = first + num
         assert 0 <= first < stop <= self.num_pages, f"{run} is not a run of this rank"
-        self.num_free += num
         at = bisect_left(firsts, first)
-        if at < len(firsts):
-            after = firsts[at]
-            assert stop <= after, f"double free: {run} meets free page {after}"
-            if stop == after:
-                num += num_at.pop(after)
-                del firsts[at]
-        if at > 0:
-            before = firsts[at - 1]
-            end = before + num_at[before]
-            assert end <= first, f"double free: {run} meets free page {end - 1}"
-            if end == first:
-                num_at[before] += num
-                return PageRun(before, num_at[before])
+        after = firsts[at] if at < len(firsts) else self.num_pages
+        before = firsts[at - 1] if at > 0 else 0
+        end = before + num_at[before] if at > 0 else -1
+        assert stop <= after, f"double free: {run} meets free page {after}"
+        assert end <= first, f"double free: {run} meets free page {end - 1}"
+        self.num_free += num
+        if at < len(firsts) and stop == after:
+            num += num_at.pop(after)
+            del firsts[at]
+        if end == first:
+            num_at[before] += num
+            return PageRun(before, num_at[before])
         firsts.insert(at, first)
         num_at[first] = num
         return PageRun(first, num)

@@ -166,3 +166,9 @@ def test_a_folder_that_is_no_run_says_so(tmp_path: Path):
     del values["kind"]
     with pytest.raises(ValueError, match="kind: is missing"):
         RunInfo.from_json(values)
+
+
+@pytest.mark.parametrize("changes", [{"started_s": float("nan")}, {"predicted_s": {"sp": 1e400}}])
+def test_what_is_no_number_is_not_written(changes: dict[str, Any]):
+    with pytest.raises(ValueError, match="cannot be written"):
+        to_json(step(**changes))
