@@ -26,7 +26,6 @@ class QueryShip:
     def __init__(
         self, batch: DecodeBatch, store: KVStore, comm: SequenceComm, kernels: Kernels
     ) -> None:
-        self._slots_T, self._store = batch.slots_T, store
         self._attend = kernels.paged_decode(store, batch.shards)
         self._exchange = None
         if batch.shipped or batch.answered:
@@ -42,10 +41,9 @@ class QueryShip:
             )
 
     def __call__(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
-        """Write the new K and V, then attend; o [T, H, D] in q's dtype. T may be 0."""
+        """o [T, H, D] in q's dtype; the new K and V are stored already. T may be 0."""
 
         def attend_here(o_THD: Tensor, lse_TH: Tensor) -> None:
-            self._store.write(layer, self._slots_T, k_TKD, v_TKD)
             self._attend(layer, q_THD, o_THD, lse_TH)
 
         if self._exchange is not None:

@@ -20,7 +20,7 @@ class HeadsAttention:
     """The `Attend` of one step over this rank's heads (there may be none) of all its tokens."""
 
     def __init__(self, batch: HeadsBatch, store: KVStore, kernels: Kernels) -> None:
-        self._slots_T, self._store, self._partial = batch.slots_T, store, kernels.partial
+        self._store, self._partial = store, kernels.partial
         # Sequences of one new token that follow each other attend together.
         self._single: list[tuple[slice, DecodeRows]] = []
         self._longer: list[HeadsSequence] = []
@@ -34,11 +34,10 @@ class HeadsAttention:
                 self._longer += sequences
 
     def __call__(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
-        """Write the new K and V, then attend; o [T, H, D] in q's dtype."""
+        """o [T, H, D] in q's dtype; the new K and V are stored already."""
         out_THD = q_THD.new_empty(q_THD.shape)
         if not q_THD.shape[1]:
             return out_THD
-        self._store.write(layer, self._slots_T, k_TKD, v_TKD)
         for rows, attend in self._single:
             q_NHD = q_THD[rows]
             lse_NH = q_NHD.new_empty(q_NHD.shape[:2], dtype=torch.float32)

@@ -1,6 +1,6 @@
 """What attention needs of KV storage; csps.engine.kv_pool is the one that serves."""
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -39,3 +39,10 @@ class KVStore(Protocol):
     def gather(self, layer: int, runs: tuple[Run, ...]) -> tuple[Tensor, Tensor]:
         """K and V [L, K, D] of runs in order; a view where there is only one."""
         ...
+
+
+class KVSlots(NamedTuple):
+    """Where new tokens' K and V go: `slots_T`, int64, one for each token, of `store`."""
+
+    store: KVStore
+    slots_T: Tensor

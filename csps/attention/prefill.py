@@ -30,7 +30,6 @@ class PrefillAttention:
         num_kv_heads: int,
         first_head: int,
     ) -> None:
-        self._batch, self._store = batch, store
         shipped = [seq for seq in batch.sequences if ships_queries(seq, shape)]
         others = [seq for seq in batch.sequences if not ships_queries(seq, shape)]
         self._pass_q = (
@@ -53,8 +52,7 @@ class PrefillAttention:
         ]
 
     def __call__(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
-        """Write the new K and V, then attend; o [T, H, D] in q's dtype."""
-        self._store.write(layer, self._batch.slots_T, k_TKD, v_TKD)
+        """o [T, H, D] in q's dtype; the new K and V are stored already."""
         if self._ring is None:
             out_THD = torch.empty_like(q_THD)
         else:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from csps.attention.heads import HeadsAttention
+from csps.attention.kv import KVSlots
 from csps.core.heads import AxisHeads
 from csps.parallel.collectives import SequenceComm
 
@@ -22,18 +23,20 @@ from csps.parallel.collectives import SequenceComm
 class Ulysses:
     """The `Attend` of one step in the SP layout, KV sharded by head; collective over the axis.
 
-    All ranks of the axis project to all of `heads`, and each attends with its own.
-    `bounds`: rank s has rows [bounds[s], bounds[s + 1]) of the step; any of them may be empty.
+    All ranks of the axis project to all of `heads`, and each attends with its own. `slots`: of
+    all rows. `bounds`: rank s has rows [bounds[s], bounds[s + 1]) of the step; any of them may be
+    empty.
     """
 
     def __init__(
         self,
         attention: HeadsAttention,
+        slots: KVSlots,
         comm: SequenceComm,
         heads: AxisHeads,
         bounds: Sequence[int],
     ) -> None:
-        self._attention, self._comm = attention, comm
+        self._attention, self._slots, self._comm = attention, slots, comm
         self._own = heads.parts[comm.rank]
         self._rows = [slice(*pair) for pair in pairwise(bounds)]
         self._num_rows = bounds[-1]
@@ -41,7 +44,10 @@ class Ulysses:
         self._keys = [heads.keys(peer) for peer in range(comm.size)]
 
     def __call__(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
-        """o [T, H, D] in q's dtype. T may be 0: the other ranks still need this one."""
+        """Store the K and V of own heads, then attend; o [T, H, D] in q's dtype.
+
+        T may be 0: the other ranks still need this one.
+        """
         own, rank = self._own, self._comm.rank
         head_dim = q_THD.shape[2]
         heads = own.num_heads + 2 * own.num_kv_heads
@@ -55,6 +61,8 @@ class Ulysses:
         q_NhD, k_NkD, v_NkD = all_NXD.split(
             [own.num_heads, own.num_kv_heads, own.num_kv_heads], dim=1
         )
+        if own.num_kv_heads:
+            self._slots.store.write(layer, self._slots.slots_T, k_NkD, v_NkD)
         o_NhD = self._attention(layer, q_NhD, k_NkD, v_NkD)
 
         out_THD = torch.empty_like(q_THD)

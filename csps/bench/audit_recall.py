@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from csps.attention.backends.torch_cpu import cpu_kernels
+from csps.attention.kv import KVSlots
 from csps.attention.prefill import PrefillAttention
+from csps.attention.rotate import rotate_rows
 from csps.attention.shards import PrefillBatch, SparseSequence
 from csps.attention.transfer import KVShape
 from csps.checkpoint.config import read_config
@@ -135,7 +137,8 @@ class Auditor:
         )
         audit = Audit(attention, self._block_size)
         begun = time.perf_counter()
-        self._model(torch.tensor(token_ids), positions, audit)
+        rotate = rotate_rows(self._model.rope_PD, positions, KVSlots(self._pool, positions))
+        self._model(torch.tensor(token_ids), positions, audit, rotate)
         (report,) = attention.reports()
         heads = [
             {

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from csps.attention.backends import FixedDecode
+from csps.attention.backends import FixedDecode, Kernels
+from csps.attention.kv import KVSlots
 from csps.core.plan import Lane, StepPlan
 from csps.engine.block_table import BlockTable
 from csps.engine.kv_pool import KVPool
@@ -37,16 +38,19 @@ class BucketedDecode:
         self,
         layout: LayoutEngine,
         pool: KVPool,
-        decode: FixedDecode,
+        kernels: Kernels,
         sizes: Sequence[int],
         device: torch.device,
         prepare: Prepare,
     ) -> None:
-        """`sizes`: rows of each bucket. `prepare` is called at once, largest first."""
+        """`sizes`: rows of each bucket. `prepare` is called at once, largest first.
+
+        `kernels.paged_decode` must be a FixedDecode.
+        """
         assert layout.comm.size == 1, "its transfers would have to be in the graphs"
         self._buckets = []
         for num_rows in sorted(sizes, reverse=True):
-            bucket = _Bucket(layout, pool, decode, num_rows, device)
+            bucket = _Bucket(layout, pool, kernels, num_rows, device)
             self._buckets.append((bucket, prepare(bucket.forward)))
 
     def takes(self, plan: StepPlan) -> bool:
@@ -74,13 +78,14 @@ class _Bucket:
         self,
         layout: LayoutEngine,
         pool: KVPool,
-        decode: FixedDecode,
+        kernels: Kernels,
         num_rows: int,
         device: torch.device,
     ) -> None:
         self.num_rows = num_rows
-        self._layout, self._pool = layout, pool
-        self._rows = decode.fixed(pool, num_rows)
+        self._layout, self._pool, self._rotate = layout, pool, kernels.rotate
+        assert isinstance(kernels.paged_decode, FixedDecode)
+        self._rows = kernels.paged_decode.fixed(pool, num_rows)
         self._none_3N = np.zeros((3, num_rows), dtype=np.int64)
         self._none_3N[2] = pool.scratch_slot
         # Token ids, positions, slots.
@@ -101,12 +106,13 @@ class _Bucket:
         token_ids_N, positions_N, slots_N = self._inputs_3N
 
         def attend(layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor:
-            self._pool.write(layer, slots_N, k_NKD, v_NKD)
             o_NHD = torch.empty_like(q_NHD)
             self._rows(layer, q_NHD, o_NHD, o_NHD.new_empty(o_NHD.shape[:2], dtype=torch.float32))
             return o_NHD
 
-        hidden_NE = self._layout.model(token_ids_N, positions_N, attend)
+        model = self._layout.model
+        rotate = self._rotate(model.rope_PD, positions_N, KVSlots(self._pool, slots_N))
+        hidden_NE = model(token_ids_N, positions_N, attend, rotate)
         logits_NV = self._layout.logits(hidden_NE)
         assert logits_NV is not None, "the first rank has them"
         return logits_NV

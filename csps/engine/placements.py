@@ -6,10 +6,11 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from csps.attention.backends import Kernels
+from csps.attention.backends import Kernels, RotateRows
 from csps.attention.decode import QueryShip
 from csps.attention.heads import HeadsAttention
 from csps.attention.helix import Helix
+from csps.attention.kv import KVSlots
 from csps.attention.prefill import PrefillAttention
 from csps.attention.transfer import KVShape
 from csps.attention.ulysses import Ulysses
@@ -33,9 +34,10 @@ Tables = Mapping[int, BlockTable]
 
 
 class StepInputs(NamedTuple):
-    """The rows whose linear layers this rank computes, and what they attend with."""
+    """The rows whose linear layers this rank computes, and what rotates them and attends."""
 
     tokens: TokenBatch
+    rotate: RotateRows
     attend: Attend
 
 
@@ -66,9 +68,11 @@ class TokensAttention:
         tokens = token_batch(plan, self.rank, self.device)
         if plan.lane is Lane.DECODE:
             shards = decode_batch(plan, tables, self.rank, self.num_ranks, self.device)
+            rotate = _rotate(self.kernels, plan, lane, tokens, KVSlots(self.pool, shards.slots_T))
             ship = QueryShip(shards, self.pool, lane.sequence, self.kernels)
-            return StepInputs(tokens, ship)
+            return StepInputs(tokens, rotate, ship)
         batch = prefill_batch(plan, tables, self.rank, self.num_ranks, self.device)
+        rotate = _rotate(self.kernels, plan, lane, tokens, KVSlots(self.pool, batch.slots_T))
         attention = PrefillAttention(
             batch,
             self.pool,
@@ -79,13 +83,14 @@ class TokensAttention:
             num_kv_heads=self.heads.resident.num_kv_heads,
             first_head=self.heads.resident.first,
         )
-        return StepInputs(tokens, attention)
+        return StepInputs(tokens, rotate, attention)
 
     def _helix(self, plan: StepPlan, tables: Tables, lane: LaneEngine) -> StepInputs:
         assert plan.lane is Lane.DECODE, "prompts are split by tokens"
         batch = helix_batch(plan, tables, self.rank, self.num_ranks, self.device)
         attention = Helix(batch, self.pool, lane.sequence, self.kernels, self.heads)
-        return StepInputs(token_batch(plan, None, self.device), attention)
+        tokens = token_batch(plan, None, self.device)
+        return StepInputs(tokens, _rotate(self.kernels, plan, lane, tokens, None), attention)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +105,20 @@ class HeadsSharded:
     def inputs(self, plan: StepPlan, tables: Tables, lane: LaneEngine) -> StepInputs:
         tokens = token_batch(plan, None, self.device)
         batch = heads_batch(plan, tables, self.device)
+        slots = KVSlots(self.pool, batch.slots_T)
         attention = HeadsAttention(batch, self.pool, self.kernels)
         num_ranks, rank = lane.sequence.size, lane.sequence.rank
         if plan.layout is Layout.TP or num_ranks == 1:
-            return StepInputs(tokens, attention)
+            rotate = _rotate(self.kernels, plan, lane, tokens, slots)
+            return StepInputs(tokens, rotate, attention)
         bounds = [peer * tokens.num_tokens // num_ranks for peer in range(num_ranks + 1)]
-        ulysses = Ulysses(attention, lane.sequence, self.heads, bounds)
-        return StepInputs(tokens.part(bounds[rank], bounds[rank + 1]), ulysses)
+        ulysses = Ulysses(attention, slots, lane.sequence, self.heads, bounds)
+        part = tokens.part(bounds[rank], bounds[rank + 1])
+        return StepInputs(part, _rotate(self.kernels, plan, lane, part, None), ulysses)
+
+
+def _rotate(
+    kernels: Kernels, plan: StepPlan, lane: LaneEngine, tokens: TokenBatch, slots: KVSlots | None
+) -> RotateRows:
+    """`slots`: of these tokens; None where their K and V are stored after an exchange."""
+    return kernels.rotate(lane.layouts[plan.layout].model.rope_PD, tokens.positions_T, slots)

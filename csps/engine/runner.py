@@ -142,7 +142,7 @@ def _forward(layout: LayoutEngine, inputs: StepInputs) -> Tensor:
     model, tokens, attend = layout.model, inputs.tokens, inputs.attend
     config = model.config
     if tokens.num_tokens:
-        return model(tokens.token_ids_T, tokens.positions_T, attend)
+        return model(tokens.token_ids_T, tokens.positions_T, attend, inputs.rotate)
     # Nothing to compute here, but peers may need this rank's KV in every layer.
     weight = model.embedding
     none_THD = weight.new_empty(0, config.num_heads, config.head_dim)

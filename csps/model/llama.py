@@ -10,20 +10,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from csps.attention.backends import RotateRows
+from csps.attention.rotate import rotate_rows
 from csps.core.model_config import ModelConfig
 from csps.model.layers import Linear, RMSNorm, empty_parameter, linear, upcasts
-from csps.model.rope import rope_table, rotate, rotation
+from csps.model.rope import rope_table
 
 
 class Attend(Protocol):
-    """Attention of one forward pass: knows the sequences, keeps the KV, scales by 1/sqrt(D)."""
+    """Attention of one forward pass: knows the sequences and their KV, scales by 1/sqrt(D)."""
 
     def __call__(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
         """Output [T, H, D] of the new tokens' queries.
 
-        q [T, H, D] and k [T, K, D] are rotated; query heads hG .. hG + G - 1 use KV head h.
-        All are of the model's dtype; q and k are contiguous, v is a strided view of the
-        projections' output.
+        q [T, H, D] and k [T, K, D] are as the pass's `RotateRows` gave them; query heads hG ..
+        hG + G - 1 use KV head h. All are of the model's dtype; q and k are contiguous, v is a
+        strided view of the projections' output.
         """
         ...
 
@@ -66,15 +68,13 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(config.head_dim, eps, dtype=dtype, device=device)
             self.k_norm = RMSNorm(config.head_dim, eps, dtype=dtype, device=device)
 
-    def forward(self, x_TE: Tensor, layer: int, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+    def forward(self, x_TE: Tensor, layer: int, rotate: RotateRows, attend: Attend) -> Tensor:
         T, K, G, D = x_TE.shape[0], self.num_kv_heads, self.group_size, self.head_dim
         qkv = self.qkv(x_TE).view(T, K, G + 2, D)
         qk, v_TKD = qkv[:, :, : G + 1], qkv[:, :, G + 1]
         if self.q_norm is not None and self.k_norm is not None:
             qk = torch.cat((self.q_norm(qk[:, :, :G]), self.k_norm(qk[:, :, G:])), dim=2)
-        qk = rotate(qk, cos, sin)
-        q_THD = qk[:, :, :G].to(x_TE.dtype).reshape(T, K * G, D)
-        k_TKD = qk[:, :, G].to(x_TE.dtype).contiguous()
+        q_THD, k_TKD = rotate(layer, qk, v_TKD)
         o_THD = attend(layer, q_THD, k_TKD, v_TKD)
         return self.output(o_THD.reshape(T, K * G * D))
 
@@ -115,9 +115,9 @@ class DecoderLayer(nn.Module):
         self.mlp_norm = RMSNorm(size, eps, dtype=dtype, device=device)
         self.mlp = SwiGLU(config, dtype=dtype, device=device, upcast=upcast)
 
-    def forward(self, x_TE: Tensor, layer: int, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+    def forward(self, x_TE: Tensor, layer: int, rotate: RotateRows, attend: Attend) -> Tensor:
         """Adds to `x_TE` in place and returns it."""
-        x_TE += self.attention(self.attention_norm(x_TE), layer, cos, sin, attend)
+        x_TE += self.attention(self.attention_norm(x_TE), layer, rotate, attend)
         x_TE += self.mlp(self.mlp_norm(x_TE))
         return x_TE
 
@@ -155,18 +155,26 @@ class Llama(nn.Module):
             else empty_parameter(vocab_size, hidden_size, dtype=dtype, device=device)
         )
         table = rope_table(config.rope, config.head_dim, max_position, device)
+        self.rope_PD: Tensor
         self.register_buffer("rope_PD", table, persistent=False)
 
-    def forward(self, token_ids_T: Tensor, positions_T: Tensor, attend: Attend) -> Tensor:
+    def forward(
+        self,
+        token_ids_T: Tensor,
+        positions_T: Tensor,
+        attend: Attend,
+        rotate: RotateRows | None = None,
+    ) -> Tensor:
         """Residual stream [T, E] after the last layer, before the final norm.
 
         token_ids and positions: int64 [T], positions below max_position, in any order; which
-        tokens see which is up to `attend`, called once per layer.
+        tokens see which is up to `attend`, called once per layer. `rotate`: prepared with
+        `rope_PD` and these positions; None where nothing is to be stored on the way.
         """
         x_TE = F.embedding(token_ids_T, self.embedding)
-        cos, sin = rotation(self.get_buffer("rope_PD"), positions_T)
+        rotate = rotate or rotate_rows(self.rope_PD, positions_T)
         for index, layer in enumerate(self.layers):
-            x_TE = layer(x_TE, index, cos, sin, attend)
+            x_TE = layer(x_TE, index, rotate, attend)
         return x_TE
 
     def logits(self, hidden_NE: Tensor) -> Tensor:

@@ -86,26 +86,3 @@ def rope_table(
     torch.cos(angles, out=table[:, : head_dim // 2])
     torch.sin(angles, out=table[:, head_dim // 2 :])
     return table.mul_(factor)
-
-
-def rotation(table_PD: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor]:
-    """What `rotate` needs for tokens at `positions_T` (int64): two fp32 [T, 1, 1, D].
-
-    The second one is sin with its first half negated: rotate adds it to the swapped halves.
-    Made once per forward pass and shared by all layers.
-    """
-    cos, sin = table_PD[positions_T].chunk(2, dim=-1)
-    doubled = torch.cat((cos, cos), dim=-1)
-    signed = torch.cat((-sin, sin), dim=-1)
-    return doubled[:, None, None], signed[:, None, None]
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the last dimension of `x` [T, A, B, D], half-split convention; returns fp32.
-
-    (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), in four operations: at one token it is
-    their number that costs (measured 14 us, against 22 for chunk, multiply and cat).
-    """
-    x32 = x.float()
-    swapped = x32.roll(x.shape[-1] // 2, -1)
-    return (x32 * cos).addcmul_(swapped, sin)

@@ -11,7 +11,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from csps.attention.backends import FixedDecode, Kernels, PagedDecode
+from csps.attention.backends import FixedDecode, Kernels
 from csps.attention.transfer import KVShape
 from csps.checkpoint.config import read_config
 from csps.checkpoint.locate import locate
@@ -199,7 +199,7 @@ def assemble(
         block_size=setup.block_size,
         eos_ids=frozenset(config.eos_token_ids),
         device=mesh.device,
-        bucketed=_cuda_graphs(setup, mesh, lanes, pool, chosen.kernels.paged_decode),
+        bucketed=_cuda_graphs(setup, mesh, lanes, pool, chosen.kernels),
     )
     return Built(runner, num_pages, str(chosen))
 
@@ -218,12 +218,12 @@ def _cuda_graphs(
     mesh: Mesh,
     lanes: Mapping[Lane, LaneEngine],
     pool: KVPool,
-    decode: PagedDecode,
+    kernels: Kernels,
 ) -> BucketedDecode | None:
     """Captured at once: no step waits for it, and what memory they take is taken."""
     if mesh.device.type != "cuda" or not setup.cuda_graphs:
         return None
-    if mesh.size > 1 or not isinstance(decode, FixedDecode):
+    if mesh.size > 1 or not isinstance(kernels.paged_decode, FixedDecode):
         cause = (
             "there are several ranks"
             if mesh.size > 1
@@ -236,7 +236,7 @@ def _cuda_graphs(
     bucketed = BucketedDecode(
         engine.layouts[Layout.SP],
         pool,
-        decode,
+        kernels,
         bucket_sizes(setup.step_sequences),
         mesh.device,
         GraphCapture(mesh.device),

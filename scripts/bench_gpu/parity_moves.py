@@ -71,8 +71,8 @@ def _rope_store(bench: Bench, tokens: int, kv_heads: int, group: int, dim: int) 
         shape = kv_heads, num_slots, dim
         keys, values = (torch.zeros(shape, device=device, dtype=bench.dtype) for _ in range(2))
         arguments = fused[:, :, : group + 1], fused[:, :, group + 1], table_PD
-        q_THD = module.rope_store(*arguments, positions_T, slots_T, keys, values)
-        return q_THD, keys, values
+        places = rope_store.Places(slots_T, keys, values)
+        return *module.rope_store(*arguments, positions_T, places), keys, values
 
     return lambda: run(rope_store), lambda: run(rope_store_twin)
 

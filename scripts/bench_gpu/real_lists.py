@@ -29,9 +29,9 @@ class Recording:
         self.keeps_KNJ: list[Tensor] = []
 
     def inputs(self, plan: StepPlan, tables: Tables, lane: LaneEngine) -> StepInputs:
-        tokens, attend = self._placed.inputs(plan, tables, lane)
-        assert isinstance(attend, PrefillAttention), "only prompts are recorded"
-        return StepInputs(tokens, self._recorded(attend))
+        inputs = self._placed.inputs(plan, tables, lane)
+        assert isinstance(inputs.attend, PrefillAttention), "only prompts are recorded"
+        return inputs._replace(attend=self._recorded(inputs.attend))
 
     def _recorded(self, attention: PrefillAttention) -> Attend:
         def attend(layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:

@@ -218,12 +218,12 @@ def scheduler_of(job: Job, sp: int) -> Scheduler:
 def _bucketed(runner: Runner, sizes: tuple[int, ...]) -> BucketedDecode:
     """What a GPU captures, run as it is."""
     attention = runner.attention
-    decode = attention.kernels.paged_decode
-    if not isinstance(decode, FixedDecode):
-        decode = _AnyDecode(decode)
+    kernels = attention.kernels
+    if not isinstance(kernels.paged_decode, FixedDecode):
+        kernels = kernels._replace(paged_decode=_AnyDecode(kernels.paged_decode))
     *_, lane = runner.lanes.values()
     return BucketedDecode(
-        lane.layouts[Layout.SP], attention.pool, decode, sizes, runner.device, lambda run: run
+        lane.layouts[Layout.SP], attention.pool, kernels, sizes, runner.device, lambda run: run
     )
 
 

@@ -150,11 +150,12 @@ def attend(mesh: Mesh, case: Case) -> Answer:
                 [np.arange(s.start, s.stop) for s in slices if s.rank == mesh.s] or [[]]
             ).astype(np.int64)
             rows = [x[:, own] for x in (case.q, case.k, case.v)]
-            outputs.append(
-                torch.stack(
-                    [attention(layer, *(x[layer] for x in rows)) for layer in range(num_layers)]
-                )
-            )
+            by_layer = []
+            for layer in range(num_layers):
+                q, k, v = (x[layer] for x in rows)
+                pool.write(layer, batch.slots_T, k, v)
+                by_layer.append(attention(layer, q, k, v))
+            outputs.append(torch.stack(by_layer))
             positions.append(own)
             reports += attention.reports()
     comm.close()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from csps_kernels.rope_store import rope_store
+from csps_kernels.rope_store import Places, rope_store
 from csps_kernels.twins.rope_store import rope_store as twin
 
 NUM_SLOTS = 48
@@ -41,10 +41,13 @@ def pool(like: Tensor, num_kv_heads: int = 2) -> list[Tensor]:
 
 def check(arguments: list[Tensor], num_kv_heads: int = 2) -> None:
     found, expected = pool(arguments[0], num_kv_heads), pool(arguments[0], num_kv_heads)
-    q, twin_q = rope_store(*arguments, *found), twin(*arguments, *expected)
-    assert q.dtype == arguments[0].dtype
-    tolerance = TOLERANCES[q.dtype]
-    for one, other in zip([q, *found], [twin_q, *expected], strict=True):
+    *before, slots = arguments
+    rotated = rope_store(*before, Places(slots, *found))
+    expected_rotated = twin(*before, Places(slots, *expected))
+    dtype = arguments[0].dtype
+    assert all(x.dtype == dtype and x.is_contiguous() for x in rotated)
+    tolerance = TOLERANCES[dtype]
+    for one, other in zip([*rotated, *found], [*expected_rotated, *expected], strict=True):
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
@@ -73,6 +76,13 @@ def test_tokens_without_a_slot_are_rotated_and_not_stored(device, dtype) -> None
     check(arguments)
 
 
+def test_nothing_is_stored_without_places(device, dtype) -> None:
+    *before, _ = case(device, dtype, num_tokens=6)
+    tolerance = TOLERANCES[dtype]
+    for one, other in zip(rope_store(*before, None), twin(*before, None), strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
 def test_normed_heads_that_are_no_view_of_the_projections(device, dtype) -> None:
     arguments = case(device, dtype, num_tokens=6)
     arguments[0] = arguments[0].clone()
@@ -81,6 +91,9 @@ def test_normed_heads_that_are_no_view_of_the_projections(device, dtype) -> None
 
 def test_no_tokens(device, dtype) -> None:
     keys, values = pool(case(device, dtype, num_tokens=0)[0])
-    assert rope_store(*case(device, dtype, num_tokens=0), keys, values).shape == (0, 6, 64)
+    *before, slots = case(device, dtype, num_tokens=0)
+    q, k = rope_store(*before, Places(slots, keys, values))
+    assert q.shape == (0, 6, 64)
+    assert k.shape == (0, 2, 64)
     assert keys.isnan().all()
     assert values.isnan().all()

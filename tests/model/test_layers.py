@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from csps.attention.rotate import rotate, rotation
 from csps.core.model_config import RopeConfig
 from csps.model.layers import RMSNorm, linear, upcasts
-from csps.model.rope import rope_table, rotate, rotation
+from csps.model.rope import rope_table
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

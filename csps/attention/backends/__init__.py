@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from csps.attention.kv import KVStore
+from csps.attention.kv import KVSlots, KVStore
 from csps.attention.score import BlockKeys
 from csps.attention.select import Rows
 from csps.attention.shards import Run
@@ -174,9 +174,34 @@ class Choose(Protocol):
         ...
 
 
+class RotateRows(Protocol):
+    """Rotary embedding of one step's tokens; where their K and V are known, it stores them."""
+
+    def __call__(self, layer: int, qk_TKGD: Tensor, v_TKD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (q [T, H, D], k [T, K, D]): rotated, contiguous, in v's dtype.
+
+        qk is [T, K, G + 1, D], each KV head's queries before its key; v may be strided, heads of
+        qk and D not. There may be no token or no head.
+        """
+        ...
+
+
+class Rotate(Protocol):
+    """Rotary embedding: dimension i goes with i + D/2."""
+
+    def __call__(self, table_PD: Tensor, positions_T: Tensor, slots: KVSlots | None) -> RotateRows:
+        """Prepare a step: positions int64, `table` fp32, cos in [:, :D/2], sin behind it.
+
+        K and V of row i go to `slots.slots_T[i]`, distinct but for the scratch page's; None:
+        someone else stores them.
+        """
+        ...
+
+
 class Kernels(NamedTuple):
     """What one device attends with."""
 
+    rotate: Rotate
     partial: Partial
     block_sparse: BlockSparse
     diagonal: Diagonal

@@ -9,6 +9,7 @@ from torch import Tensor
 from csps.attention.backends import Kernels
 from csps.attention.backends.block_sparse_cpu import BlockSparseCpu
 from csps.attention.merge import merge_rows
+from csps.attention.rotate import rotate_rows
 from csps.attention.runs import RowByRow
 from csps.attention.score import score_rows
 from csps.attention.select import keep_by_mass
@@ -71,6 +72,7 @@ def cpu_kernels(*, upcast: bool, num_threads: int) -> Kernels:
     """All of them; `upcast` and `num_threads` as in BlockSparseCpu."""
     partial = TorchCpu(upcast=upcast)
     return Kernels(
+        rotate=rotate_rows,
         partial=partial,
         block_sparse=BlockSparseCpu(upcast=upcast, num_threads=num_threads),
         diagonal=DiagonalCpu(upcast=upcast),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from csps.attention.backends import Kernels, PageLists
 from csps.attention.merge import merge_rows
+from csps.attention.rotate import rotate_rows
 from csps.attention.runs import RowByRow
 from csps.attention.score import score_rows
 from csps.attention.select import keep_by_mass
@@ -53,6 +54,7 @@ def diagonal(q_IGBD: Tensor, k_IBD: Tensor, v_IBD: Tensor) -> tuple[Tensor, Tens
 
 
 KERNELS = Kernels(
+    rotate=rotate_rows,
     partial=partial,
     block_sparse=block_sparse,
     diagonal=diagonal,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from csps.attention.backends import Kernels, PageLists
 from csps.attention.backends.triton_decode import PagedDecode, merge
+from csps.attention.backends.triton_rotate import rotate
 from csps.attention.backends.triton_score import score
 from csps.attention.select import WINDOW_BLOCKS
 from csps_kernels.block_sparse import block_sparse as attend_pages
@@ -43,6 +44,7 @@ def choose(mass_KNJ: Tensor, tiles_N: Tensor, gammas: Sequence[float]) -> list[T
 
 
 KERNELS = Kernels(
+    rotate=rotate,
     partial=partial,
     block_sparse=block_sparse,
     diagonal=diagonal,
