@@ -16,7 +16,8 @@ from csps.attention.transfer import KVShape
 from csps.core.config import AttentionBackend
 from csps.core.errors import ConfigError
 from csps.model.layers import upcasts
-from csps.worker.trials import TRIALS, Inputs, TrialSize, check, random_inputs, seconds
+from csps.worker.trial_inputs import Inputs, TrialSize, random_inputs
+from csps.worker.trials import TRIALS, check, seconds
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,7 @@ page, J blocks, M partial outputs.
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,8 +34,7 @@ from csps.attention.merge import pack
 from csps.attention.score import BlockKeys
 from csps.attention.select import Rows
 from csps.attention.shards import Run
-from csps.attention.transfer import KVShape
-from csps.engine.kv_pool import KVPool
+from csps.worker.trial_inputs import Inputs
 
 # Of bf16 against fp32, on normal inputs.
 TOLERANCE = 3e-2
@@ -51,91 +49,6 @@ CHOSEN_GAMMAS = (0.95, 0.9875)
 NUM_SOURCES = 3
 
 Call = Callable[[], list[Tensor]]
-
-
-class TrialSize(NamedTuple):
-    """Tokens of a dense prompt; tiles, and pages of each; rows of a decode step, and of each."""
-
-    num_tokens: int
-    num_tiles: int
-    pages_per_tile: int
-    num_rows: int
-    pages_per_row: int
-
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """Queries, and keys and values in the pool of one layer. Token t of a prompt has slot t."""
-
-    size: TrialSize
-    page_size: int
-    num_pages: int
-    store: KVPool
-    q_TKGD: Tensor
-
-    def queries(self) -> Tensor:
-        """[T, H, D]."""
-        return self.q_TKGD.flatten(1, 2)
-
-    def tiles(self) -> Tensor:
-        """Queries of the first tiles, by KV head: [I, G, B, D]."""
-        tiles_TKGD = self.q_TKGD[: self.size.num_tiles * self.page_size]
-        tiles_NBKGD = tiles_TKGD.unflatten(0, (-1, self.page_size))
-        return tiles_NBKGD.permute(2, 0, 3, 1, 4).flatten(0, 1).contiguous()
-
-    def tile_pages(self) -> np.ndarray:
-        """Flat pages of the first tiles' own tokens, [K, N]."""
-        tiles = np.arange(self.size.num_tiles)
-        return np.stack([self.store.flat_pages(0, k, tiles) for k in range(self.q_TKGD.shape[1])])
-
-    def in_fp32(self) -> "Inputs":
-        """The same numbers, on the CPU."""
-        _, num_kv_heads, _, head_dim = self.q_TKGD.shape
-        host = torch.device("cpu")
-        pool = _pool(self.num_pages, self.page_size, num_kv_heads, head_dim, torch.float32, host)
-        pool.flat_keys.copy_(self.store.flat_keys)
-        pool.flat_values.copy_(self.store.flat_values)
-        return replace(self, store=pool, q_TKGD=self.q_TKGD.to("cpu", torch.float32))
-
-
-def random_inputs(
-    shape: KVShape, num_kv_heads: int, size: TrialSize, device: torch.device
-) -> Inputs:
-    """Normal, of a fixed seed."""
-    size = size._replace(num_tokens=-(-size.num_tokens // shape.block_size) * shape.block_size)
-    num_pages = max(
-        size.num_tokens // shape.block_size,
-        size.num_tiles,
-        size.pages_per_tile,
-        size.num_rows * size.pages_per_row,
-    )
-    store = _pool(num_pages, shape.block_size, num_kv_heads, shape.head_dim, shape.dtype, device)
-    num_queries = max(size.num_tokens, size.num_tiles * shape.block_size, size.num_rows)
-    q_TKGD = store.flat_keys.new_empty(num_queries, num_kv_heads, shape.group_size, shape.head_dim)
-    generator = torch.Generator(device).manual_seed(0)
-    for x in (store.flat_keys, store.flat_values, q_TKGD):
-        x.normal_(generator=generator)
-    return Inputs(size, shape.block_size, num_pages, store, q_TKGD)
-
-
-def _pool(
-    num_pages: int,
-    page_size: int,
-    num_kv_heads: int,
-    head_dim: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> KVPool:
-    return KVPool(
-        num_layers=1,
-        num_pages=num_pages,
-        block_size=page_size,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
-        staging_blocks=0,
-        dtype=dtype,
-        device=device,
-    )
 
 
 # Each prepares what a step prepares once, and returns what a layer calls: the phase's outputs.

@@ -14,7 +14,8 @@ from csps.core.attention import Wire
 from csps.core.config import AttentionBackend
 from csps.core.errors import ConfigError
 from csps.worker.kernels import ChosenKernels, choose_kernels, fastest_by_phase, torch_kernels
-from csps.worker.trials import TRIALS, TrialSize, random_inputs
+from csps.worker.trial_inputs import TrialSize, random_inputs
+from csps.worker.trials import TRIALS
 
 TORCH, TRITON, FLASHINFER = (
     AttentionBackend.TORCH,
