@@ -50,6 +50,14 @@ class Inputs:
         tiles = np.arange(self.size.num_tiles)
         return np.stack([self.store.flat_pages(0, k, tiles) for k in range(self.q_TKGD.shape[1])])
 
+    def empty_store(self) -> KVPool:
+        """Such a pool, for a phase that writes to it; nothing is in it yet."""
+        _, num_kv_heads, _, head_dim = self.q_TKGD.shape
+        keys = self.store.flat_keys
+        return _pool(
+            self.num_pages, self.page_size, num_kv_heads, head_dim, keys.dtype, keys.device
+        )
+
     def in_fp32(self) -> "Inputs":
         """The same numbers, on the CPU."""
         _, num_kv_heads, _, head_dim = self.q_TKGD.shape

@@ -25,11 +25,12 @@ from csps.attention.backends import (
     PagedDecode,
     PageLists,
     Partial,
+    Rotate,
     Score,
 )
 from csps.attention.backends.torch_cpu import cpu_kernels
 from csps.attention.int8 import quantize
-from csps.attention.kv import KVStore
+from csps.attention.kv import KVSlots, KVStore
 from csps.attention.merge import pack
 from csps.attention.score import BlockKeys
 from csps.attention.select import Rows
@@ -52,6 +53,25 @@ Call = Callable[[], list[Tensor]]
 
 
 # Each prepares what a step prepares once, and returns what a layer calls: the phase's outputs.
+
+
+def _rotate(kernel: Rotate, inputs: Inputs) -> Call:
+    """A whole prompt; its keys and values go to a pool of their own, the last token's first."""
+    num_tokens, device = inputs.size.num_tokens, inputs.q_TKGD.device
+    k_TKD, v_TKD = inputs.store.view(0, Run(0, num_tokens))
+    qk_TKGD = torch.cat((inputs.q_TKGD[:num_tokens], k_TKD.unsqueeze(2)), dim=2)
+    frequencies = torch.logspace(0, -3, k_TKD.shape[2] // 2)
+    angles = torch.outer(torch.arange(num_tokens).float(), frequencies)
+    table_PD = torch.cat((angles.cos(), angles.sin()), dim=1).to(device)
+    positions_T = torch.arange(num_tokens, device=device)
+    store = inputs.empty_store()
+    rotate = kernel(table_PD, positions_T, KVSlots(store, positions_T.flip(0)))
+
+    def call() -> list[Tensor]:
+        stored = store.view(0, Run(0, num_tokens))
+        return [*rotate(0, qk_TKGD, v_TKD), *stored]
+
+    return call
 
 
 def _partial(kernel: Partial, inputs: Inputs) -> Call:
@@ -171,6 +191,7 @@ def _merge(kernel: Merge, inputs: Inputs) -> Call:
 
 # By field of Kernels.
 TRIALS: Mapping[str, Callable[[Any, Inputs], Call]] = {
+    "rotate": _rotate,
     "partial": _partial,
     "block_sparse": _block_sparse,
     "diagonal": _diagonal,
