@@ -13,7 +13,7 @@ import functools
 import torch
 from torch import Tensor
 
-from csps.attention.backends import Kernels
+from csps.attention.backends import DecodeRows, Kernels
 from csps.attention.kv import KVStore
 from csps.attention.shards import DecodeBatch
 from csps.attention.ship import QueryExchange
@@ -21,33 +21,39 @@ from csps.parallel.collectives import SequenceComm
 
 
 class QueryShip:
-    """The `Attend` of one decode step. Ranks that share no sequence do not speak."""
+    """The `Attend` of one decode step. Ranks that share no sequence do not speak.
 
-    def __init__(
-        self, batch: DecodeBatch, store: KVStore, comm: SequenceComm, kernels: Kernels
-    ) -> None:
-        self._attend = kernels.paged_decode(store, batch.shards)
-        self._exchange = None
-        if batch.shipped or batch.answered:
-            asked = [shards for peer in batch.answered.values() for shards in peer]
-            self._answer = kernels.paged_decode(store, asked)
-            self._exchange = QueryExchange(
-                comm,
-                kernels.merge,
-                shipped=batch.shipped,
-                num_asked={peer: len(shards) for peer, shards in batch.answered.items()},
-                num_rows=len(batch.shards),
-                device=batch.slots_T.device,
-            )
+    `attend`: own rows; `away`: those that are shipped, and what answers the peers' rows.
+    """
+
+    def __init__(self, attend: DecodeRows, away: tuple[QueryExchange, DecodeRows] | None) -> None:
+        self._attend, self._away = attend, away
 
     def __call__(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
         """o [T, H, D] in q's dtype; the new K and V are stored already. T may be 0."""
-
-        def attend_here(o_THD: Tensor, lse_TH: Tensor) -> None:
-            self._attend(layer, q_THD, o_THD, lse_TH)
-
-        if self._exchange is not None:
-            return self._exchange(q_THD, attend_here, functools.partial(self._answer, layer))
+        attend_here = functools.partial(self._attend, layer, q_THD)
+        if self._away is not None:
+            exchange, answer = self._away
+            return exchange(q_THD, attend_here, functools.partial(answer, layer))
         o_THD = q_THD.new_empty(q_THD.shape)
         attend_here(o_THD, o_THD.new_empty(o_THD.shape[:2], dtype=torch.float32))
         return o_THD
+
+
+def query_ship(
+    batch: DecodeBatch, store: KVStore, comm: SequenceComm, kernels: Kernels
+) -> QueryShip:
+    """Of the rows of `batch`."""
+    attend = kernels.paged_decode(store, batch.shards)
+    if not batch.shipped and not batch.answered:
+        return QueryShip(attend, None)
+    asked = [shards for peer in batch.answered.values() for shards in peer]
+    exchange = QueryExchange(
+        comm,
+        kernels.merge,
+        shipped=batch.shipped,
+        num_asked={peer: len(shards) for peer, shards in batch.answered.items()},
+        num_rows=len(batch.shards),
+        device=batch.slots_T.device,
+    )
+    return QueryShip(attend, (exchange, kernels.paged_decode(store, asked)))

@@ -4,12 +4,13 @@ Chunks of prompts and single tokens alike: new rows attend to each other and to 
 Suffixes: T rows, H query heads, K KV heads, D head dim.
 """
 
+from collections.abc import Sequence
 from itertools import groupby
 
 import torch
 from torch import Tensor
 
-from csps.attention.backends import DecodeRows, Kernels
+from csps.attention.backends import DecodeRows, Kernels, Partial
 from csps.attention.kv import KVStore
 from csps.attention.merge import merge_into
 from csps.attention.runs import attend_runs
@@ -17,21 +18,20 @@ from csps.attention.shards import HeadsBatch, HeadsSequence, Run
 
 
 class HeadsAttention:
-    """The `Attend` of one step over this rank's heads (there may be none) of all its tokens."""
+    """The `Attend` of one step over this rank's heads (there may be none) of all its tokens.
 
-    def __init__(self, batch: HeadsBatch, store: KVStore, kernels: Kernels) -> None:
-        self._store, self._partial = store, kernels.partial
-        # Sequences of one new token that follow each other attend together.
-        self._single: list[tuple[slice, DecodeRows]] = []
-        self._longer: list[HeadsSequence] = []
-        for is_single, group in groupby(batch.sequences, lambda seq: seq.num_tokens == 1):
-            sequences = list(group)
-            if is_single:
-                rows = slice(sequences[0].row, sequences[-1].row + 1)
-                attend = kernels.paged_decode(store, [seq.runs for seq in sequences])
-                self._single.append((rows, attend))
-            else:
-                self._longer += sequences
+    `single`: rows of sequences with one new token each; `longer`: the other sequences.
+    """
+
+    def __init__(
+        self,
+        single: Sequence[tuple[slice, DecodeRows]],
+        longer: Sequence[HeadsSequence],
+        store: KVStore,
+        partial: Partial,
+    ) -> None:
+        self._single, self._longer = single, longer
+        self._store, self._partial = store, partial
 
     def __call__(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
         """o [T, H, D] in q's dtype; the new K and V are stored already."""
@@ -56,3 +56,19 @@ class HeadsAttention:
             o_THD = o_THD.float()
             merge_into(o_THD, lse_TH, *attend_runs(self._partial, self._store, layer, q_THD, runs))
         return o_THD
+
+
+def heads_attention(batch: HeadsBatch, store: KVStore, kernels: Kernels) -> HeadsAttention:
+    """Of the rows of `batch`."""
+    # Sequences of one new token that follow each other attend together.
+    single: list[tuple[slice, DecodeRows]] = []
+    longer: list[HeadsSequence] = []
+    for is_single, group in groupby(batch.sequences, lambda seq: seq.num_tokens == 1):
+        sequences = list(group)
+        if is_single:
+            rows = slice(sequences[0].row, sequences[-1].row + 1)
+            attend = kernels.paged_decode(store, [seq.runs for seq in sequences])
+            single.append((rows, attend))
+        else:
+            longer += sequences
+    return HeadsAttention(single, longer, store, kernels.partial)

@@ -14,7 +14,7 @@ Suffixes: T tokens, H, K all heads of the axis, h, k own heads, N rows, D head d
 import torch
 from torch import Tensor
 
-from csps.attention.backends import Kernels
+from csps.attention.backends import DecodeRows, Merge
 from csps.attention.kv import KVStore
 from csps.attention.merge import pack, packed_row_bytes
 from csps.attention.shards import HelixBatch
@@ -23,27 +23,30 @@ from csps.parallel.collectives import SequenceComm
 
 
 class Helix:
-    """The `Attend` of one decode step in the TP layout; collective over the sequence axis."""
+    """The `Attend` of one decode step in the TP layout; collective over the sequence axis.
+
+    `attend`: the rows that have KV here, in all heads of the axis.
+    """
 
     def __init__(
         self,
         batch: HelixBatch,
+        attend: DecodeRows,
         store: KVStore,
         comm: SequenceComm,
-        kernels: Kernels,
+        merge: Merge,
         heads: AxisHeads,
     ) -> None:
         self._batch, self._store, self._comm, self._heads = batch, store, comm, heads
-        self._attend = kernels.paged_decode(store, batch.shards)
-        self._merge = kernels.merge(batch.held, batch.num_rows, batch.slots_T.device)
+        self._attend = attend
+        self._merge = merge(batch.held, batch.num_rows, batch.slots_T.device)
 
     def __call__(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
         """Of own heads; write the new K and V that belong here, attend, o [T, h, D]."""
         q_THD, k_TKD, v_TKD = self._gather(q_THD, k_TKD, v_TKD)
-        batch = self._batch
-        written = batch.written_T
-        self._store.write(layer, batch.slots_T, k_TKD[written], v_TKD[written])
-        q_NHD = q_THD[batch.held_N]
+        self._store.write(layer, self._batch.slots_T, k_TKD, v_TKD)
+        held_N = self._batch.held_N
+        q_NHD = q_THD if held_N is None else q_THD[held_N]
         o_NHD = torch.empty_like(q_NHD)
         lse_NH = q_NHD.new_empty(q_NHD.shape[:2], dtype=torch.float32)
         self._attend(layer, q_NHD, o_NHD, lse_NH)

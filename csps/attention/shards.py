@@ -149,13 +149,11 @@ class HelixBatch:
     """One decode step of which every rank has all `num_rows` rows.
 
     `held[p]`: rows whose sequences have KV on rank p, int64 on the host; `held_N`: those of this
-    rank, on its device; `shards`: their keys here, the row's own included where it is written
-    here. `written_T`: rows whose K and V belong here, `slots_T` where; int64.
+    rank, on its device, None if they all have. `slots_T`: where each row's K and V go, int64; the
+    scratch page if they belong on another rank.
     """
 
     num_rows: int
     held: tuple[np.ndarray, ...]
-    shards: tuple[tuple[Run, ...], ...]
-    held_N: Tensor
-    written_T: Tensor
+    held_N: Tensor | None
     slots_T: Tensor

@@ -235,30 +235,35 @@ def heads_batch(plan: StepPlan, tables: dict[int, BlockTable], device: torch.dev
 
 
 def helix_batch(
-    plan: StepPlan, tables: dict[int, BlockTable], rank: int, num_ranks: int, device: torch.device
-) -> HelixBatch:
-    """One token per sequence, all of them on every rank; its slice says who keeps its KV."""
+    plan: StepPlan,
+    tables: dict[int, BlockTable],
+    rank: int,
+    num_ranks: int,
+    scratch_slot: int,
+    device: torch.device,
+) -> tuple[HelixBatch, list[tuple[Run, ...]]]:
+    """One token per sequence, all of them on every rank; its slice says who keeps its KV.
+
+    Also the keys here of each row that has some, its own included where it is kept here.
+    """
     held: list[list[int]] = [[] for _ in range(num_ranks)]
     shards: list[tuple[Run, ...]] = []
-    written: list[int] = []
     slots: list[int] = []
     for row, work in enumerate(plan.work):
         table = tables[work.seq_id]
         for peer, tokens in enumerate(table.shard_tokens(work.stop, num_ranks)):
             if tokens:
                 held[peer].append(row)
-                if peer == rank:
-                    shards.append(table.runs(rank, work.stop))
-        if work.slices[0].rank == rank:
-            written.append(row)
-            slots += table.slots(work.start, work.stop)
-    columns = [np.array(column, dtype=np.int64) for column in (held[rank], written, slots)]
-    held_N, written_T, slots_T = upload(columns, device)
-    return HelixBatch(
+        if held[rank][-1:] == [row]:
+            shards.append(table.runs(rank, work.stop))
+        is_own = work.slices[0].rank == rank
+        slots += table.slots(work.start, work.stop) if is_own else [scratch_slot]
+    columns = [np.array(column, dtype=np.int64) for column in (held[rank], slots)]
+    held_N, slots_T = upload(columns, device)
+    batch = HelixBatch(
         num_rows=len(plan.work),
         held=tuple(np.array(rows, dtype=np.int64) for rows in held),
-        shards=tuple(shards),
-        held_N=held_N,
-        written_T=written_T,
+        held_N=None if len(held_N) == len(plan.work) else held_N,
         slots_T=slots_T,
     )
+    return batch, shards

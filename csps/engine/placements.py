@@ -7,8 +7,8 @@ from typing import NamedTuple, Protocol
 import torch
 
 from csps.attention.backends import Kernels, RotateRows
-from csps.attention.decode import QueryShip
-from csps.attention.heads import HeadsAttention
+from csps.attention.decode import query_ship
+from csps.attention.heads import heads_attention
 from csps.attention.helix import Helix
 from csps.attention.kv import KVSlots
 from csps.attention.prefill import PrefillAttention
@@ -69,7 +69,7 @@ class TokensAttention:
         if plan.lane is Lane.DECODE:
             shards = decode_batch(plan, tables, self.rank, self.num_ranks, self.device)
             rotate = _rotate(self.kernels, plan, lane, tokens, KVSlots(self.pool, shards.slots_T))
-            ship = QueryShip(shards, self.pool, lane.sequence, self.kernels)
+            ship = query_ship(shards, self.pool, lane.sequence, self.kernels)
             return StepInputs(tokens, rotate, ship)
         batch = prefill_batch(plan, tables, self.rank, self.num_ranks, self.device)
         rotate = _rotate(self.kernels, plan, lane, tokens, KVSlots(self.pool, batch.slots_T))
@@ -87,8 +87,11 @@ class TokensAttention:
 
     def _helix(self, plan: StepPlan, tables: Tables, lane: LaneEngine) -> StepInputs:
         assert plan.lane is Lane.DECODE, "prompts are split by tokens"
-        batch = helix_batch(plan, tables, self.rank, self.num_ranks, self.device)
-        attention = Helix(batch, self.pool, lane.sequence, self.kernels, self.heads)
+        batch, shards = helix_batch(
+            plan, tables, self.rank, self.num_ranks, self.pool.scratch_slot, self.device
+        )
+        attend = self.kernels.paged_decode(self.pool, shards)
+        attention = Helix(batch, attend, self.pool, lane.sequence, self.kernels.merge, self.heads)
         tokens = token_batch(plan, None, self.device)
         return StepInputs(tokens, _rotate(self.kernels, plan, lane, tokens, None), attention)
 
@@ -106,7 +109,7 @@ class HeadsSharded:
         tokens = token_batch(plan, None, self.device)
         batch = heads_batch(plan, tables, self.device)
         slots = KVSlots(self.pool, batch.slots_T)
-        attention = HeadsAttention(batch, self.pool, self.kernels)
+        attention = heads_attention(batch, self.pool, self.kernels)
         num_ranks, rank = lane.sequence.size, lane.sequence.rank
         if plan.layout is Layout.TP or num_ranks == 1:
             rotate = _rotate(self.kernels, plan, lane, tokens, slots)
