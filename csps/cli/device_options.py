@@ -20,8 +20,8 @@ Backend = Annotated[
 CudaGraphs = Annotated[
     bool,
     typer.Option(
-        help="Decode steps as CUDA graphs, captured at start, where one GPU has all of the "
-        "model and decode's kernels are not torch's.",
+        help="Decode steps on GPUs as CUDA graphs, captured at start; not where decode's kernels "
+        "are torch's.",
         rich_help_panel=_PANEL,
     ),
 ]

@@ -11,6 +11,7 @@ from csps.cli import device_options as device
 from csps.cli import observe_options as observe
 from csps.cli import sparse_options as sparse
 from csps.cli.serve_flags import (
+    decode_layouts,
     parse_attention,
     parse_control_address,
     parse_num_ranks,
@@ -309,6 +310,7 @@ def serve(
             step_sequences=max_running,
             attention_backend=attention_backend,
             cuda_graphs=cuda_graphs,
+            decode_layouts=decode_layouts(strategy, layout),
             max_model_len=max_model_len,
             tp=tp,
             placement=STRATEGIES[strategy].placement,

@@ -42,7 +42,7 @@ class WorkerSetup:
     `gpu_memory_utilization` of all memory less what else the rank takes there, which `step_tokens`
     and `step_sequences` bound: the largest step. `max_model_len` 0 means the model's own context,
     which `rope_scaling` ("yarn:4") makes longer; `threads_per_rank` 0 means cores / ranks on the
-    machine. `cuda_graphs`: for decode, where a GPU has all of the model.
+    machine. `cuda_graphs`: for decode on GPUs, whose steps have one of `decode_layouts`.
     """
 
     model: str
@@ -60,6 +60,7 @@ class WorkerSetup:
     rope_scaling: str = ""
     attention_backend: AttentionBackend = AttentionBackend.AUTO
     cuda_graphs: bool = True
+    decode_layouts: tuple[Layout, ...] = tuple(Layout)
     csa: CsaConfig = field(default_factory=CsaConfig)
 
 

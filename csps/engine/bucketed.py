@@ -1,28 +1,26 @@
-"""Decode steps of one rank in buffers that stay where they are, for a few sizes of batch.
+"""Decode steps in buffers that stay where they are, for a few sizes of batch.
 
-A step runs in the smallest bucket that has room for it. Rows that are left over write their K and
-V to the pool's scratch page, see no key, and nobody draws from them. So what is launched is the
-same at every step, and CUDA graphs launch it at once (csps.engine.cuda_graphs).
+A step runs in the smallest bucket that has room for it (csps.engine.fixed_steps), so that what is
+launched is one of few things, and CUDA graphs launch it at once (csps.engine.cuda_graphs).
 
-Suffixes: N rows of a bucket, H, K heads, D head dim, V vocabulary.
+Suffixes: N rows of a bucket, V vocabulary.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from csps.attention.backends import FixedDecode, Kernels
-from csps.attention.kv import KVSlots
-from csps.core.plan import Lane, StepPlan
-from csps.engine.block_table import BlockTable
-from csps.engine.kv_pool import KVPool
-from csps.engine.lane import LayoutEngine
-from csps.parallel.upload import refill
+from csps.attention.backends import Rotate
+from csps.core.plan import Lane, Layout, StepPlan
+from csps.engine.batch import SampleRow
+from csps.engine.fixed_steps import FixedStep, Tables, fixed_steps
+from csps.engine.lane import LaneEngine, LayoutEngine
+from csps.engine.placements import HeadsSharded, TokensAttention
 
+Forward = Callable[[], Tensor | None]
 # Makes a function of one that only launches kernels, on the same buffers at every call.
-Prepare = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
+Prepare = Callable[[Forward], Forward]
 
 
 def bucket_sizes(most: int) -> list[int]:
@@ -31,88 +29,75 @@ def bucket_sizes(most: int) -> list[int]:
 
 
 class BucketedDecode:
-    """Steps in which each sequence has one new token, on a rank that is alone."""
+    """Steps in which each sequence has one new token."""
 
     @torch.inference_mode()
     def __init__(
         self,
-        layout: LayoutEngine,
-        pool: KVPool,
-        kernels: Kernels,
+        placed: TokensAttention | HeadsSharded,
+        lane: LaneEngine,
+        layouts: Sequence[Layout],
         sizes: Sequence[int],
-        device: torch.device,
         prepare: Prepare,
     ) -> None:
-        """`sizes`: rows of each bucket. `prepare` is called at once, largest first.
+        """`sizes`: rows of each bucket, in each of `layouts`. Collective, as the steps are.
 
-        `kernels.paged_decode` must be a FixedDecode.
+        `prepare` is called at once, largest bucket first. The `paged_decode` of the placement's
+        kernels must be a FixedDecode.
         """
-        assert layout.comm.size == 1, "its transfers would have to be in the graphs"
-        self._buckets = []
+        self._steps = fixed_steps(placed, lane)
+        self._buckets: dict[Layout, list[_Bucket]] = {layout: [] for layout in layouts}
+        if lane.sequence.size == 1:  # then all layouts are one
+            self._buckets = {layouts[0]: []}
         for num_rows in sorted(sizes, reverse=True):
-            bucket = _Bucket(layout, pool, kernels, num_rows, device)
-            self._buckets.append((bucket, prepare(bucket.forward)))
+            for layout, buckets in self._buckets.items():
+                step = self._steps.make(layout, num_rows)
+                engine = lane.layouts[layout]
+                buckets.append(_Bucket(num_rows, step, engine, placed.kernels.rotate, prepare))
+        if lane.sequence.size == 1:
+            self._buckets = dict.fromkeys(Layout, self._buckets[layouts[0]])
 
     def takes(self, plan: StepPlan) -> bool:
-        """Whether the step is one that `logits` can run."""
+        """Whether the step is one that `run` can run; the same on every rank."""
+        buckets = self._buckets.get(plan.layout)
         return (
-            plan.lane is not Lane.PREFILL
-            and len(plan.work) <= self._buckets[0][0].num_rows
+            buckets is not None
+            and plan.lane is not Lane.PREFILL
             and all(
                 work.num_tokens == 1 and work.sample and work.targets is None for work in plan.work
             )
+            and self._steps.num_rows(plan) <= buckets[0].num_rows
         )
 
-    def logits(self, plan: StepPlan, tables: Mapping[int, BlockTable]) -> Tensor:
-        """fp32 [sequences, V], in plan order; overwritten by the next step."""
-        num_rows = len(plan.work)
-        bucket, forward = next(
-            one for one in reversed(self._buckets) if one[0].num_rows >= num_rows
-        )
-        bucket.load(plan, tables)
-        return forward()[:num_rows]
+    def run(self, plan: StepPlan, tables: Tables) -> tuple[Tensor | None, list[SampleRow]]:
+        """fp32 logits [rows, V], and whose rows they are; None on ranks that others draw for.
+
+        Overwritten by the next step.
+        """
+        num_rows = self._steps.num_rows(plan)
+        buckets = self._buckets[plan.layout]
+        bucket = next(one for one in reversed(buckets) if one.num_rows >= num_rows)
+        rows = bucket.step.load(plan, tables)
+        logits_NV = bucket.forward()
+        return (None if logits_NV is None else logits_NV[: len(rows)]), rows
 
 
 class _Bucket:
     def __init__(
         self,
-        layout: LayoutEngine,
-        pool: KVPool,
-        kernels: Kernels,
         num_rows: int,
-        device: torch.device,
+        step: FixedStep,
+        engine: LayoutEngine,
+        rotate: Rotate,
+        prepare: Prepare,
     ) -> None:
-        self.num_rows = num_rows
-        self._layout, self._pool, self._rotate = layout, pool, kernels.rotate
-        assert isinstance(kernels.paged_decode, FixedDecode)
-        self._rows = kernels.paged_decode.fixed(pool, num_rows)
-        self._none_3N = np.zeros((3, num_rows), dtype=np.int64)
-        self._none_3N[2] = pool.scratch_slot
-        # Token ids, positions, slots.
-        self._inputs_3N = torch.from_numpy(self._none_3N).to(device, copy=True)
+        self.num_rows, self.step = num_rows, step
+        self._engine, self._rotate = engine, rotate
+        self.forward = prepare(self._forward)
 
-    def load(self, plan: StepPlan, tables: Mapping[int, BlockTable]) -> None:
-        inputs_3N, shards = self._none_3N.copy(), []
-        for row, work in enumerate(plan.work):
-            table = tables[work.seq_id]
-            (slot,) = table.slots(work.start, work.stop)
-            inputs_3N[:, row] = work.token_ids[0], work.start, slot
-            shards.append(table.runs(0, work.stop))
-        refill(self._inputs_3N, inputs_3N)
-        self._rows.load(shards)
-
-    def forward(self) -> Tensor:
-        """fp32 logits [N, V] of what was loaded last."""
-        token_ids_N, positions_N, slots_N = self._inputs_3N
-
-        def attend(layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor:
-            o_NHD = torch.empty_like(q_NHD)
-            self._rows(layer, q_NHD, o_NHD, o_NHD.new_empty(o_NHD.shape[:2], dtype=torch.float32))
-            return o_NHD
-
-        model = self._layout.model
-        rotate = self._rotate(model.rope_PD, positions_N, KVSlots(self._pool, slots_N))
-        hidden_NE = model(token_ids_N, positions_N, attend, rotate)
-        logits_NV = self._layout.logits(hidden_NE)
-        assert logits_NV is not None, "the first rank has them"
-        return logits_NV
+    def _forward(self) -> Tensor | None:
+        """fp32 logits [N, V] of what was loaded last, where `LayoutEngine.logits` has them."""
+        model, inputs = self._engine.model, self.step.inputs
+        rotate = self._rotate(model.rope_PD, inputs.positions_N, inputs.slots)
+        hidden_NE = model(inputs.token_ids_N, inputs.positions_N, inputs.attend, rotate)
+        return self._engine.logits(hidden_NE)

@@ -1,37 +1,48 @@
 """CUDA graphs: what a function launches is recorded once, and from then on launched at once."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from csps.engine.bucketed import Forward
+from csps.parallel.overlap import CommClock
+
 
 class GraphCapture:
-    """Captures functions that run one at a time; their graphs share memory."""
+    """Captures functions that run one at a time; their graphs share memory.
 
-    def __init__(self, device: torch.device) -> None:
+    `clock`: of their transfers, whose bytes it goes on counting. How long they take it is not told.
+    """
+
+    def __init__(self, device: torch.device, clock: CommClock) -> None:
+        self._clock = clock
         self._stream = torch.cuda.Stream(device)
         self._memory = torch.cuda.graph_pool_handle()
 
-    def __call__(self, forward: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """The graph of `forward`, which launches kernels and does nothing else.
+    def __call__(self, forward: Forward) -> Forward:
+        """The graph of `forward`, which launches kernels and transfers and does nothing else.
 
         It must not wait for the device, and what it reads must stay where it is. The output is
-        valid until any of the graphs runs again.
+        valid until any of the graphs runs again. Collective where `forward` is.
         """
         self._stream.wait_stream(torch.cuda.current_stream())
-        # Not to be captured: kernels that are compiled, workspaces that libraries make.
+        # Not to be captured: kernels that are compiled, workspaces and connections that libraries
+        # make.
         with torch.cuda.stream(self._stream):
             forward()
         graph = torch.cuda.CUDAGraph()
+        self._clock.reset()
         # Other threads may go on allocating memory meanwhile.
         with torch.cuda.graph(
             graph, pool=self._memory, stream=self._stream, capture_error_mode="thread_local"
         ):
             output = forward()
 
-        def replay() -> Tensor:
+        sent, received = self._clock.bytes_sent, self._clock.bytes_received
+        self._clock.reset()
+
+        def replay() -> Tensor | None:
             graph.replay()
+            self._clock.count(sent, received)
             return output
 
         return replay

@@ -66,8 +66,9 @@ class Runner:
         self._update_states(plan)
         tables = {work.seq_id: self._states[work.seq_id].table for work in plan.work}
         if self.bucketed is not None and self.bucketed.takes(plan):
-            rows = [SampleRow(work.seq_id, i, work.stop) for i, work in enumerate(plan.work)]
-            outputs = _Outputs(self._draw(self.bucketed.logits(plan, tables), rows))
+            logits_NV, rows = self.bucketed.run(plan, tables)
+            drawn = () if logits_NV is None or not rows else self._draw(logits_NV, rows)
+            outputs = _Outputs(drawn)
         else:
             outputs = self._compute(layout, self.attention.inputs(plan, tables, lane))
         for work in plan.work:

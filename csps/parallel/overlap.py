@@ -7,7 +7,7 @@ the current stream wait, not the host: there time is that of the current stream,
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
@@ -25,8 +25,11 @@ Mark = float | torch.cuda.Event
 
 
 def mark(device: torch.device) -> Mark:
-    """Now; on a GPU, when the current stream comes here."""
-    if device.type != "cuda":
+    """Now; on a GPU, when the current stream comes here.
+
+    What a CUDA graph captures is not timed: its events could not be read.
+    """
+    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
     event.record()
@@ -50,6 +53,11 @@ class CommClock:
         self.bytes_sent: Counter[str] = Counter()
         self.bytes_received: Counter[str] = Counter()
         self._waits: list[tuple[Mark, Mark, Mark]] = []
+
+    def count(self, sent: Mapping[str, int], received: Mapping[str, int]) -> None:
+        """Payload bytes of transfers that nobody else counts, by kind."""
+        self.bytes_sent.update(sent)
+        self.bytes_received.update(received)
 
     def waited(self, posted: Mark, begun: Mark, ended: Mark) -> None:
         """Of a transfer: when it was posted, and waited for."""

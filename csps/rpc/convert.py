@@ -75,6 +75,7 @@ def setup_to_proto(setup: WorkerSetup) -> worker_pb2.Setup:
         rope_scaling=setup.rope_scaling,
         attention_backend=setup.attention_backend.value,
         cuda_graphs=setup.cuda_graphs,
+        decode_layouts=[layout.value for layout in setup.decode_layouts],
         csa=csa_to_proto(setup.csa),
     )
 
@@ -96,6 +97,7 @@ def setup_from_proto(message: worker_pb2.Setup) -> WorkerSetup:
         rope_scaling=message.rope_scaling,
         attention_backend=AttentionBackend(message.attention_backend),
         cuda_graphs=message.cuda_graphs,
+        decode_layouts=tuple(map(Layout, message.decode_layouts)),
         csa=csa_from_proto(message.csa),
     )
 

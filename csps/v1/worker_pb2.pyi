@@ -60,7 +60,7 @@ class Hello(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., world_size: _Optional[int] = ..., version: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class Setup(_message.Message):
-    __slots__ = ("model", "dtype", "block_size", "kv_memory_bytes", "max_model_len", "tp", "threads_per_rank", "collective_timeout_s", "csa", "rope_scaling", "placement", "gpu_memory_utilization", "step_tokens", "step_sequences", "attention_backend", "cuda_graphs")
+    __slots__ = ("model", "dtype", "block_size", "kv_memory_bytes", "max_model_len", "tp", "threads_per_rank", "collective_timeout_s", "csa", "rope_scaling", "placement", "gpu_memory_utilization", "step_tokens", "step_sequences", "attention_backend", "cuda_graphs", "decode_layouts")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -77,6 +77,7 @@ class Setup(_message.Message):
     STEP_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_BACKEND_FIELD_NUMBER: _ClassVar[int]
     CUDA_GRAPHS_FIELD_NUMBER: _ClassVar[int]
+    DECODE_LAYOUTS_FIELD_NUMBER: _ClassVar[int]
     model: str
     dtype: str
     block_size: int
@@ -93,7 +94,8 @@ class Setup(_message.Message):
     step_sequences: int
     attention_backend: str
     cuda_graphs: bool
-    def __init__(self, model: _Optional[str] = ..., dtype: _Optional[str] = ..., block_size: _Optional[int] = ..., kv_memory_bytes: _Optional[int] = ..., max_model_len: _Optional[int] = ..., tp: _Optional[int] = ..., threads_per_rank: _Optional[int] = ..., collective_timeout_s: _Optional[float] = ..., csa: _Optional[_Union[_generation_pb2.CsaSetup, _Mapping]] = ..., rope_scaling: _Optional[str] = ..., placement: _Optional[str] = ..., gpu_memory_utilization: _Optional[float] = ..., step_tokens: _Optional[int] = ..., step_sequences: _Optional[int] = ..., attention_backend: _Optional[str] = ..., cuda_graphs: bool = ...) -> None: ...
+    decode_layouts: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[str] = ..., dtype: _Optional[str] = ..., block_size: _Optional[int] = ..., kv_memory_bytes: _Optional[int] = ..., max_model_len: _Optional[int] = ..., tp: _Optional[int] = ..., threads_per_rank: _Optional[int] = ..., collective_timeout_s: _Optional[float] = ..., csa: _Optional[_Union[_generation_pb2.CsaSetup, _Mapping]] = ..., rope_scaling: _Optional[str] = ..., placement: _Optional[str] = ..., gpu_memory_utilization: _Optional[float] = ..., step_tokens: _Optional[int] = ..., step_sequences: _Optional[int] = ..., attention_backend: _Optional[str] = ..., cuda_graphs: bool = ..., decode_layouts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Ready(_message.Message):
     __slots__ = ("num_blocks", "attention_backend", "device")

@@ -24,7 +24,7 @@ from csps.engine.bucketed import BucketedDecode, bucket_sizes
 from csps.engine.cuda_graphs import GraphCapture
 from csps.engine.kv_pool import KVPool
 from csps.engine.lane import LaneEngine, LayoutEngine
-from csps.engine.placements import HeadsSharded, PlacedAttention, TokensAttention
+from csps.engine.placements import HeadsSharded, TokensAttention
 from csps.engine.runner import Runner
 from csps.model.llama import Llama
 from csps.model.loader import load_model
@@ -170,7 +170,7 @@ def assemble(
         mesh.device,
         num_kv_heads=max(parts.held.heads.num_kv_heads, 1),
         num_threads=num_threads,
-        for_graphs=setup.cuda_graphs and mesh.size == 1,
+        for_graphs=setup.cuda_graphs,
     )
     # Only a prefill over KV by token range fetches blocks.
     by_head = setup.placement is Placement.HEADS
@@ -192,21 +192,22 @@ def assemble(
         lane: _lane_engine(model, parts.resident, mesh, lane, setup.csa.pipeline)
         for lane in setup.placement.lanes
     }
+    attention = _placed_attention(setup, mesh, parts, pool, chosen.kernels, shape)
     runner = Runner(
         rank=place.rank,
-        attention=_placed_attention(setup, mesh, parts, pool, chosen.kernels, shape),
+        attention=attention,
         lanes=lanes,
         block_size=setup.block_size,
         eos_ids=frozenset(config.eos_token_ids),
         device=mesh.device,
-        bucketed=_cuda_graphs(setup, mesh, lanes, pool, chosen.kernels),
+        bucketed=_cuda_graphs(setup, mesh, lanes, attention),
     )
     return Built(runner, num_pages, str(chosen))
 
 
 def _placed_attention(
     setup: WorkerSetup, mesh: Mesh, parts: _Parts, pool: KVPool, kernels: Kernels, shape: KVShape
-) -> PlacedAttention:
+) -> TokensAttention | HeadsSharded:
     heads = AxisHeads(parts.resident.heads, tuple(part.heads for part in parts.columns))
     if setup.placement is Placement.HEADS:
         return HeadsSharded(pool, kernels, heads, mesh.device)
@@ -217,32 +218,34 @@ def _cuda_graphs(
     setup: WorkerSetup,
     mesh: Mesh,
     lanes: Mapping[Lane, LaneEngine],
-    pool: KVPool,
-    kernels: Kernels,
+    attention: TokensAttention | HeadsSharded,
 ) -> BucketedDecode | None:
-    """Captured at once: no step waits for it, and what memory they take is taken."""
+    """Captured at once: no step waits for it, and what memory they take is taken. Collective."""
     if mesh.device.type != "cuda" or not setup.cuda_graphs:
         return None
-    if mesh.size > 1 or not isinstance(kernels.paged_decode, FixedDecode):
-        cause = (
-            "there are several ranks"
-            if mesh.size > 1
-            else "torch's kernels launch others each step"
-        )
-        logger.info("decode runs without CUDA graphs: %s", cause)
+    if not _on_all_ranks(isinstance(attention.kernels.paged_decode, FixedDecode), mesh):
+        logger.info("decode runs without CUDA graphs: torch's kernels launch others each step")
         return None
     begun = time.perf_counter()
-    (engine,) = (engine for lane, engine in lanes.items() if lane is not Lane.PREFILL)
+    (lane,) = (engine for lane, engine in lanes.items() if lane is not Lane.PREFILL)
     bucketed = BucketedDecode(
-        engine.layouts[Layout.SP],
-        pool,
-        kernels,
+        attention,
+        lane,
+        setup.decode_layouts,
         bucket_sizes(setup.step_sequences),
-        mesh.device,
-        GraphCapture(mesh.device),
+        GraphCapture(mesh.device, lane.clock),
     )
     logger.info("decode captured as CUDA graphs in %.1f s", time.perf_counter() - begun)
     return bucketed
+
+
+def _on_all_ranks(flag: bool, mesh: Mesh) -> bool:
+    """Whether it is true everywhere: each rank has chosen its kernels by itself. Collective."""
+    if mesh.size == 1:
+        return flag
+    flags = torch.tensor([flag], dtype=torch.int32, device=mesh.device)
+    dist.all_reduce(flags, dist.ReduceOp.MIN)
+    return bool(flags)
 
 
 def _num_pages(

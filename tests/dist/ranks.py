@@ -114,7 +114,7 @@ class Job:
     token_budget: int = 64
     layouts: tuple[Layout, ...] = (Layout.SP,)  # of the steps, in turn
     decode_layouts: tuple[Layout, ...] = (Layout.SP,)  # of the steps of a decode lane
-    buckets: tuple[int, ...] = ()  # of decode on one rank, as with CUDA graphs
+    buckets: tuple[int, ...] = ()  # of decode, as with CUDA graphs
 
 
 @dataclass(frozen=True)
@@ -222,9 +222,8 @@ def _bucketed(runner: Runner, sizes: tuple[int, ...]) -> BucketedDecode:
     if not isinstance(kernels.paged_decode, FixedDecode):
         kernels = kernels._replace(paged_decode=_AnyDecode(kernels.paged_decode))
     *_, lane = runner.lanes.values()
-    return BucketedDecode(
-        lane.layouts[Layout.SP], attention.pool, kernels, sizes, runner.device, lambda run: run
-    )
+    placed = replace(attention, kernels=kernels)
+    return BucketedDecode(placed, lane, tuple(Layout), sizes, lambda run: run)
 
 
 @dataclass

@@ -5,12 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from csps.core.plan import Lane
+from csps.core.plan import Lane, Layout
 from csps.core.request import SamplingParams
 from csps.core.strategy import Placement
 from csps.engine.bucketed import bucket_sizes
 from tests.checkpoints import write_tiny
 from tests.dist.ranks import Job, Request, run_ranks, serve
+from tests.dist.test_decode_layouts import (
+    ELEMENT_BYTES,
+    HEAD_DIM,
+    HEADS,
+    IN_TURN,
+    NUM_LAYERS,
+)
 from tests.dist.test_parity import check, greedy, prompts, sampling
 
 
@@ -39,6 +46,49 @@ def test_greedy_sequences_that_join_and_leave(llama: Path, placement: Placement)
     sizes = {len(plan.work) for plan in outcome.plans if plan.lane is not Lane.PREFILL}
     assert {1, 2, 3, 4} <= sizes
     assert outcome.num_bucketed > 20
+
+
+@pytest.mark.parametrize("placement", Placement)
+@pytest.mark.parametrize(("num_ranks", "tp"), [(2, 1), (3, 1), (4, 2), (2, 2)])
+def test_ranks_that_switch_layouts(
+    llama: Path, placement: Placement, num_ranks: int, tp: int
+) -> None:
+    """Prompts whole on a rank and over all, so that ranks have different numbers of rows."""
+    texts = prompts((3, 17, 90, 150, 33, 4))
+    requests = tuple(
+        Request(text, sampling(8 + 3 * i), start_step=3 * i) for i, text in enumerate(texts)
+    )
+    job = Job(
+        llama,
+        requests,
+        tp=tp,
+        placement=placement,
+        layouts=IN_TURN,
+        decode_layouts=IN_TURN,
+        buckets=(1, 2, 8),
+    )
+    if placement is Placement.TOKENS:
+        job = replace(job, layouts=(Layout.SP,))
+    outcomes = run_ranks(num_ranks, serve, job)
+    check(outcomes, [greedy(llama, text, 8 + 3 * i) for i, text in enumerate(texts)])
+    steps = [plan for plan in outcomes[0].plans if plan.lane is not Lane.PREFILL]
+    single = [plan for plan in steps if all(work.num_tokens == 1 for work in plan.work)]
+    assert {plan.layout for plan in single} == set(IN_TURN)
+    assert {outcome.num_bucketed for outcome in outcomes} == {len(single)}
+
+
+def test_bytes_do_not_depend_on_who_holds_what(llama: Path) -> None:
+    """A bucket of 4 rows: everyone's go to everyone else, and as many answers come back."""
+    size, rows = 2, 4
+    job = Job(llama, (Request(prompts((9,))[0], sampling(6)),), buckets=(rows,))
+    for outcome in run_ranks(size, serve, job):
+        decode = [result for result in outcome.results if result.lane is Lane.DECODE]
+        assert decode
+        for result in decode:
+            query = rows * (size - 1) * NUM_LAYERS * HEADS * HEAD_DIM * ELEMENT_BYTES
+            lse = rows * (size - 1) * NUM_LAYERS * HEADS * 4
+            assert result.stats.bytes_sent == {"query": query, "partial": query + lse}
+            assert result.stats.bytes_received == result.stats.bytes_sent
 
 
 def test_drawn_preempted_and_more_than_a_bucket_holds(llama: Path) -> None:

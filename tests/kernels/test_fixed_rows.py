@@ -7,6 +7,7 @@ from csps.attention.backends.triton_decode import PagedDecode
 from csps.attention.shards import Run
 from csps.engine.cuda_graphs import GraphCapture
 from csps.engine.kv_pool import KVPool
+from csps.parallel.overlap import CommClock
 
 NUM_ROWS = 4
 # The steps' rows; more and fewer by turns, and pages that two rows share.
@@ -42,7 +43,8 @@ def test_step_after_step(device) -> None:
         return o
 
     q.normal_(generator=generator)
-    replay = GraphCapture(device)(forward) if device.type == "cuda" else forward
+    graphs = device.type == "cuda"
+    replay = GraphCapture(device, CommClock())(forward) if graphs else forward
     # Before any step there is no key.
     replay()
     assert (o == 0.0).all()

@@ -15,6 +15,7 @@ from csps.core.attention import (
 from csps.core.config import AttentionBackend, DType, WorkerSetup
 from csps.core.plan import (
     Lane,
+    Layout,
     SampledToken,
     ScoredTokens,
     StepPlan,
@@ -140,6 +141,7 @@ setups = st.builds(
     collective_timeout_s=seconds,
     attention_backend=st.sampled_from(AttentionBackend),
     cuda_graphs=st.booleans(),
+    decode_layouts=st.lists(st.sampled_from(Layout)).map(tuple),
 )
 
 
