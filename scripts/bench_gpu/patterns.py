@@ -53,14 +53,14 @@ def page_lists(keep_KNJ: Tensor) -> PageLists:
     return PageLists(starts, pages, num_blocks)
 
 
-def planted(bench: Bench, num_tokens: int, num_clusters: int) -> Heads:
+def planted(bench: Bench, num_tokens: int, num_clusters: int, page_size: int) -> Heads:
     """Random data whose tiles attend to one block in `num_clusters`, by content and not distance.
 
     A block and a tile belong to a cluster each; its direction is added to the keys and queries, as
     strongly as the weight of a cluster's keys wants.
     """
-    model, size = bench.sizes.model, bench.sizes.page_size
-    dim, num_blocks = model.head_dim, num_tokens // size
+    model = bench.sizes.model
+    dim, num_blocks = model.head_dim, num_tokens // page_size
     strength = math.sqrt(math.log(CLUSTER_WEIGHT) * math.sqrt(dim))
     directions_CD, _ = torch.linalg.qr(bench.normal(dim, num_clusters, dtype=torch.float32))
     directions_CD = (directions_CD.T * strength).to(bench.dtype)
@@ -68,7 +68,7 @@ def planted(bench: Bench, num_tokens: int, num_clusters: int) -> Heads:
     def of_clusters(heads: int) -> Tensor:
         shape = heads, num_blocks
         cluster = torch.randint(num_clusters, shape, generator=bench.generator, device=bench.device)
-        return directions_CD[cluster].repeat_interleave(size, dim=1)
+        return directions_CD[cluster].repeat_interleave(page_size, dim=1)
 
     kv_heads, group = model.num_kv_heads, model.group_size
     k_KTD = bench.normal(kv_heads, num_tokens, dim) + of_clusters(kv_heads)

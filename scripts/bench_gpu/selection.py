@@ -5,6 +5,7 @@ Suffixes: T tokens, H query heads, K KV heads, N tiles, J blocks, D head dim.
 """
 
 import functools
+import itertools
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -31,7 +32,7 @@ from scripts.bench_gpu.bench import Bench, Row
 
 REPEATS = 5
 ATTENDING = ("block_sparse", "diagonal")
-NOT_IN_A_LAYER = ("paged_decode", "merge")
+NOT_IN_A_LAYER = ("rotate", "paged_decode", "merge")
 
 
 def run(bench: Bench) -> None:
@@ -39,9 +40,11 @@ def run(bench: Bench) -> None:
     heads = dense.random_heads(bench, bench.sizes.long)
     dense.measure(bench, heads, dense.PEERS)
     del heads
-    for clusters in bench.sizes.clusters:
-        layer = Layer(bench, clusters)
-        name = f"planted 1/{clusters}"
+    for clusters, page_size in itertools.product(
+        bench.sizes.clusters, bench.sizes.selection_page_sizes
+    ):
+        layer = Layer(bench, clusters, page_size)
+        name = f"planted 1/{clusters}, blocks of {page_size}"
         bench.case(f"{name}: layer", functools.partial(_whole, bench, layer))
         bench.case(f"{name}: parts", functools.partial(_parts, bench, layer))
 
@@ -49,17 +52,17 @@ def run(bench: Bench) -> None:
 class Layer:
     """One layer of one prompt on one rank: its keys are in the store, its queries come by stage."""
 
-    def __init__(self, bench: Bench, clusters: int) -> None:
-        self._bench = bench
+    def __init__(self, bench: Bench, clusters: int, page_size: int) -> None:
+        self._bench, self._page_size = bench, page_size
         sizes, model = bench.sizes, bench.sizes.model
-        heads = patterns.planted(bench, sizes.long, clusters)
+        heads = patterns.planted(bench, sizes.long, clusters, page_size)
         self._q_THD, self._k_TKD, self._v_TKD = (x.transpose(0, 1).contiguous() for x in heads)
         self._out_THD = torch.empty_like(self._q_THD)
-        num_blocks = sizes.long // sizes.page_size
+        num_blocks = sizes.long // page_size
         self._store = KVPool(
             num_layers=1,
             num_pages=num_blocks,
-            block_size=sizes.page_size,
+            block_size=page_size,
             num_kv_heads=model.num_kv_heads,
             head_dim=model.head_dim,
             staging_blocks=num_blocks,
@@ -77,7 +80,7 @@ class Layer:
         """All stages, by these kernels; what each kept."""
         sizes, model, config = self._bench.sizes, self._bench.sizes.model, CsaConfig()
         shape = KVShape(
-            sizes.page_size, model.group_size, model.head_dim, self._bench.dtype, config.wire
+            self._page_size, model.group_size, model.head_dim, self._bench.dtype, config.wire
         )
         reports = []
         for start in range(0, sizes.long, sizes.stage):
@@ -98,7 +101,7 @@ class Layer:
         return reports
 
     def _sequence(self, start: int, stop: int) -> SparseSequence:
-        size = self._bench.sizes.page_size
+        size = self._page_size
         blocks = np.arange(stop // size)
         return SparseSequence(
             seq_id=0,

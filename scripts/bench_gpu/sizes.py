@@ -42,14 +42,16 @@ TINY = ModelConfig(
 class Sizes:
     """Token counts are multiples of `page_size`, where nothing else is said.
 
-    `clusters`: of planted patterns, whose density is one over them. `decodes`: rows of a step and
-    keys of each. `model_prompts`: prompts of the model with random weights; `model_decodes`: its
-    decode steps, with as many tokens of each row as there is room for. `prompt`, `prompt_decodes`:
-    of the default model.
+    `selection_page_sizes`: those that choosing pages is measured with, first the one that a claim
+    is about. `clusters`: of planted patterns, whose density is one over them. `decodes`: rows of a
+    step and keys of each. `model_prompts`: prompts of the model with random weights;
+    `model_decodes`: its decode steps, with as many tokens of each row as there is room for.
+    `prompt`, `prompt_decodes`: of the default model.
     """
 
     model: ModelConfig = LLAMA_8B
     page_size: int = 64
+    selection_page_sizes: tuple[int, ...] = (128, 64)
     copy_bytes: int = 4 << 30
     matrix: int = 8192
     long: int = 131_072
@@ -73,7 +75,7 @@ class Sizes:
             "parity": 70.0,
             "prefill": 60.0,
             "decode": 30.0,
-            "selection": 40.0,
+            "selection": 55.0,
             "llama": 120.0,
             "default_model": 50.0,
             "bandwidth": 15.0,
@@ -85,6 +87,7 @@ FULL = Sizes()
 QUICK = Sizes(
     model=TINY,
     page_size=16,
+    selection_page_sizes=(32, 16),
     copy_bytes=1 << 20,
     matrix=64,
     long=256,
