@@ -14,6 +14,7 @@ from csps.parallel.overlap import (
     Handle,
     InlineHandle,
     NothingToWaitFor,
+    ThreadHandle,
     mark,
 )
 
@@ -93,7 +94,7 @@ class SequenceComm:
             return self._start(sends, receives)
 
         if thread is not None:
-            return thread.submit(post, self._clock)
+            return ThreadHandle(thread.submit(post), self._clock)
         return InlineHandle(post(), self._clock, self._device)
 
     def _start(self, sends: dict[int, Tensor], receives: dict[int, Tensor]) -> list[dist.Work]:

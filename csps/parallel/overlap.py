@@ -105,7 +105,9 @@ class InlineHandle:
         self._clock.waited(self._posted, begun, mark(self._device))
 
 
-class _ThreadHandle:
+class ThreadHandle:
+    """A transfer that a CommThread runs and times."""
+
     def __init__(self, future: "Future[float]", clock: CommClock) -> None:
         self._future = future
         self._clock = clock
@@ -122,9 +124,9 @@ class CommThread:
     def __init__(self, name: str) -> None:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
 
-    def submit(self, post: Callable[[], list[dist.Work]], clock: CommClock) -> Handle:
-        """Run `post` and wait for the works it returns, beside the caller."""
-        return _ThreadHandle(self._pool.submit(_run, post), clock)
+    def submit(self, post: Callable[[], list[dist.Work]]) -> "Future[float]":
+        """Run `post` and wait for the works it returns, beside the caller; seconds it took."""
+        return self._pool.submit(_run, post)
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
