@@ -17,6 +17,7 @@ from csps.parallel.overlap import (
     ThreadHandle,
     mark,
 )
+from csps.parallel.staged import StagedHandle, to_host
 
 
 class SequenceComm:
@@ -30,9 +31,11 @@ class SequenceComm:
         self.size = mesh.sp
         self._group = mesh.lanes[lane].sequence
         self._clock = clock
-        # A lane's own thread: made lazily by the executor, so it inherits that lane's priority.
         self._device = mesh.device
-        self._thread = CommThread(f"{lane}-comm") if mesh.device.type == "cpu" else None
+        self._staged = mesh.staged
+        self._by_gloo = mesh.staged or mesh.device.type == "cpu"
+        # A lane's own thread: made lazily by the executor, so it inherits that lane's priority.
+        self._thread = CommThread(f"{lane}-comm") if self._by_gloo else None
 
     def ring_shift(self, kind: str, outgoing: Tensor, incoming: Tensor) -> Handle:
         """Send `outgoing` to the next rank and fill `incoming` from the one before.
@@ -89,17 +92,25 @@ class SequenceComm:
     ) -> Handle:
         if not sends and not receives:
             return NothingToWaitFor()
-
-        def post() -> list[dist.Work]:
-            return self._start(sends, receives)
-
+        if self._staged:
+            return self._begin_staged(sends, receives)
         if thread is not None:
-            return ThreadHandle(thread.submit(post), self._clock)
-        return InlineHandle(post(), self._clock, self._device)
+            future = thread.submit(lambda: self._start(sends, receives))
+            return ThreadHandle(future, self._clock)
+        return InlineHandle(self._start(sends, receives), self._clock, self._device)
+
+    def _begin_staged(self, sends: dict[int, Tensor], receives: dict[int, Tensor]) -> Handle:
+        # All in the thread: it ends also what nobody waits for, such as a send without an answer.
+        assert self._thread is not None
+        outgoing = {peer: to_host(message, self._clock) for peer, message in sends.items()}
+        incoming = {peer: torch.empty_like(m, device="cpu") for peer, m in receives.items()}
+        future = self._thread.submit(lambda: self._start(outgoing, incoming))
+        arrivals = [(message, incoming[peer]) for peer, message in receives.items()]
+        return StagedHandle(future.result, arrivals, self._clock, self._device)
 
     def _start(self, sends: dict[int, Tensor], receives: dict[int, Tensor]) -> list[dist.Work]:
         group = self._group
-        if self._device.type == "cpu":
+        if self._by_gloo:
             # The group's own calls: torch.distributed's checks around them cost twice the
             # latency of the message, and decode sends two messages per layer.
             return [
@@ -129,16 +140,24 @@ def _as_bytes(tensor: Tensor) -> Tensor:
 class TensorComm:
     """Traffic of one lane between ranks that share tokens and split the weights.
 
-    `group` None: the rank is alone. `rank` and `size` are its place in the group.
+    `group` None: the rank is alone. `rank` and `size` are its place in the group. `staged`: as
+    the mesh's.
     """
 
     def __init__(
-        self, group: dist.ProcessGroup | None, rank: int, size: int, clock: CommClock
+        self,
+        group: dist.ProcessGroup | None,
+        rank: int,
+        size: int,
+        clock: CommClock,
+        *,
+        staged: bool,
     ) -> None:
         self.rank = rank
         self.size = size
         self._group = group
         self._clock = clock
+        self._staged = staged
 
     def all_reduce(self, partial: Tensor) -> Handle:
         """Begin to sum `partial` over the ranks, in place; beside the caller's computation.
@@ -150,19 +169,25 @@ class TensorComm:
         moved = 2 * (self.size - 1) * partial.numel() * partial.element_size() // self.size
         self._clock.bytes_sent["hidden"] += moved
         self._clock.bytes_received["hidden"] += moved
-        work = dist.all_reduce(partial, group=self._group, async_op=True)
+        summed = to_host(partial, self._clock) if self._staged else partial
+        work = dist.all_reduce(summed, group=self._group, async_op=True)
+        if self._staged:
+            return StagedHandle(work.wait, [(partial, summed)], self._clock, partial.device)
         return InlineHandle([work], self._clock, partial.device)
 
     def gather_columns(self, part_NV: Tensor) -> Tensor | None:
         """Parts of equal width side by side, in rank order, on rank 0; None on the others."""
         if self._group is None:
             return part_NV
-        begun = mark(part_NV.device)
+        device = part_NV.device
+        part_NV = to_host(part_NV, self._clock) if self._staged else part_NV
+        begun = mark(device)
         is_root = self.rank == 0
-        parts = [torch.empty_like(part_NV) for _ in range(self.size)] if is_root else None
-        dist.gather(part_NV, parts, group=self._group, group_dst=0)
-        self._clock.waited(begun, begun, mark(part_NV.device))
+        parts = [torch.empty_like(part_NV) for _ in range(self.size)] if is_root else []
+        dist.gather(part_NV, parts or None, group=self._group, group_dst=0)
+        parts = [part.to(device) for part in parts]
+        self._clock.waited(begun, begun, mark(device))
         size = part_NV.numel() * part_NV.element_size()
         self._clock.bytes_sent["logits"] += 0 if is_root else size
         self._clock.bytes_received["logits"] += (self.size - 1) * size if is_root else 0
-        return None if parts is None else torch.cat(parts, dim=1)
+        return torch.cat(parts, dim=1) if is_root else None

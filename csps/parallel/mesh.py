@@ -31,7 +31,10 @@ class LaneGroups:
 
 @dataclass(frozen=True, slots=True)
 class Mesh:
-    """This rank's place: row `s` of `sp`, column `t` of `tp`."""
+    """This rank's place: row `s` of `sp`, column `t` of `tp`.
+
+    `staged`: transfers go through the host's memory (csps.parallel.staged).
+    """
 
     sp: int
     tp: int
@@ -39,6 +42,7 @@ class Mesh:
     t: int
     device: torch.device
     lanes: dict[Lane, LaneGroups]
+    staged: bool = False
 
     @property
     def size(self) -> int:
@@ -53,6 +57,7 @@ def build_mesh(
     tp: int,
     lanes: Sequence[Lane],
     device: torch.device,
+    staged: bool,
     timeout_s: float,
 ) -> Mesh:
     """Make every lane's groups. Collective: all ranks call it, after init_process_group."""
@@ -63,7 +68,7 @@ def build_mesh(
     groups = {}
     timeout = timedelta(seconds=timeout_s)
     for lane in lanes:
-        is_urgent = lane is Lane.DECODE and device.type == "cuda"
+        is_urgent = lane is Lane.DECODE and device.type == "cuda" and not staged
         columns = [[row * tp + col for row in range(sp)] for col in range(tp)]
         rows = [[row * tp + col for col in range(tp)] for row in range(sp)]
         sequence = _groups(columns, timeout, is_urgent)
@@ -71,7 +76,7 @@ def build_mesh(
         # Where a row is all there is, its group serves both layouts.
         everyone = tensor if sp == 1 else _groups([list(range(world_size))], timeout, is_urgent)
         groups[lane] = LaneGroups(sequence[t], tensor[s], everyone[0])
-    return Mesh(sp=sp, tp=tp, s=s, t=t, device=device, lanes=groups)
+    return Mesh(sp=sp, tp=tp, s=s, t=t, device=device, lanes=groups, staged=staged)
 
 
 def _groups(

@@ -2,7 +2,8 @@
 
 On CPU (Gloo) a transfer runs in a communication thread that waits for it, so its true
 end is known; on CUDA (NCCL) it is queued on the communicator's stream and `wait` makes
-the current stream wait, not the host: there time is that of the current stream, by events.
+the current stream wait, not the host: there time is that of the current stream, by events. So
+it is where GPUs are shared (csps.parallel.staged), though there the host waits as well.
 """
 
 import time

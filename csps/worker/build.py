@@ -67,10 +67,14 @@ def num_cpu_threads(setup: WorkerSetup, place: Place) -> int:
 def connect_ranks(setup: WorkerSetup, place: Place, device: torch.device) -> Mesh:
     """Collective: returns when every rank has joined."""
     timeout = timedelta(seconds=setup.collective_timeout_s)
+    # Every rank must find the same: all machines have as many ranks, and as many GPUs.
+    staged = device.type == "cuda" and place.local_world_size > torch.cuda.device_count()
+    if staged:
+        logger.info("rank %d: ranks share GPUs: transfers go through the host", place.rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
+        "nccl" if device.type == "cuda" and not staged else "gloo",
         init_method=place.rendezvous,
         rank=place.rank,
         world_size=place.world_size,
@@ -82,6 +86,7 @@ def connect_ranks(setup: WorkerSetup, place: Place, device: torch.device) -> Mes
         tp=setup.tp,
         lanes=setup.placement.lanes,
         device=device,
+        staged=staged,
         timeout_s=setup.collective_timeout_s,
     )
 
@@ -275,12 +280,13 @@ def _lane_engine(
 ) -> LaneEngine:
     clock, num_pieces = CommClock(), NUM_PIECES if pipeline else 1
     groups = mesh.lanes[lane]
-    in_row = TensorComm(groups.tensor, mesh.t, mesh.tp, clock)
+    in_row = TensorComm(groups.tensor, mesh.t, mesh.tp, clock, staged=mesh.staged)
     layouts = {Layout.SP: _layout_engine(model, resident, resident, in_row, num_pieces)}
     if groups.all is groups.tensor:
         layouts[Layout.TP] = layouts[Layout.SP]
     else:
-        everywhere = TensorComm(groups.all, mesh.s * mesh.tp + mesh.t, mesh.size, clock)
+        rank = mesh.s * mesh.tp + mesh.t
+        everywhere = TensorComm(groups.all, rank, mesh.size, clock, staged=mesh.staged)
         part = resident.split(mesh.sp)[mesh.s]
         layouts[Layout.TP] = _layout_engine(model, resident, part, everywhere, num_pieces)
     return LaneEngine(layouts=layouts, sequence=SequenceComm(mesh, lane, clock), clock=clock)

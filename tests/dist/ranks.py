@@ -30,7 +30,7 @@ from csps.sched.config import SchedulerConfig
 from csps.sched.disagg import DisaggScheduler
 from csps.sched.scheduler import Scheduler
 from csps.sched.sequence import Sequence
-from csps.worker.build import Place, build_runner, connect_ranks
+from csps.worker.build import Place, build_runner, connect_ranks, pick_device
 
 TIMEOUT_S = 120.0
 
@@ -115,6 +115,8 @@ class Job:
     layouts: tuple[Layout, ...] = (Layout.SP,)  # of the steps, in turn
     decode_layouts: tuple[Layout, ...] = (Layout.SP,)  # of the steps of a decode lane
     buckets: tuple[int, ...] = ()  # of decode, as with CUDA graphs
+    device: str = "cpu"  # or "cuda": the rank's GPU
+    staged: bool = False  # transfers go through host buffers on a CPU too
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,10 @@ def serve(place: Place, job: Job) -> Outcome:
         csa=job.csa,
         attention_backend=job.attention_backend,
     )
-    mesh = connect_ranks(setup, place, torch.device("cpu"))
+    device = torch.device("cpu") if job.device == "cpu" else pick_device(place.local_rank)
+    mesh = connect_ranks(setup, place, device)
+    if job.staged:
+        mesh = replace(mesh, staged=True)
     runner = build_runner(setup, place, mesh).runner
     if job.buckets:
         runner.bucketed = _bucketed(runner, job.buckets)
@@ -252,7 +257,7 @@ class _AnyRows:
 def _kv(runner: Runner, num_tokens: int) -> np.ndarray:
     """[2, layers, KV heads, tokens, head dim] of the pages that the ledger knows."""
     pool = runner.attention.pool
-    return torch.stack((pool._keys, pool._values))[:, :, :, :num_tokens].numpy()
+    return torch.stack((pool._keys, pool._values))[:, :, :, :num_tokens].cpu().numpy()
 
 
 def _exchange(sampled: tuple[SampledToken, ...]) -> dict[int, SampledToken]:
