@@ -33,7 +33,7 @@ from csps.parallel.collectives import SequenceComm, TensorComm
 from csps.parallel.mesh import Mesh, build_mesh
 from csps.parallel.overlap import CommClock
 from csps.worker.kernels import choose_kernels
-from csps.worker.memory import GpuMemory, blocks_on_cpu, blocks_on_gpu, footprint, kv_blocks
+from csps.worker.pages import num_pages
 
 logger = logging.getLogger(__name__)
 
@@ -180,12 +180,20 @@ def assemble(
     # Only a prefill over KV by token range fetches blocks.
     by_head = setup.placement is Placement.HEADS
     staging_blocks = 0 if by_head else -(-max_model_len // setup.block_size)
-    num_pages = _num_pages(setup, place, config, parts, max_model_len, staging_blocks, mesh.device)
+    pages = num_pages(
+        setup,
+        part_config(config, parts.held),
+        part_config(config, parts.resident),
+        max_model_len=max_model_len,
+        staging_blocks=staging_blocks,
+        ranks_here=place.local_world_size,
+        device=mesh.device,
+    )
     model = load(parts.resident, shape.dtype, max_model_len)
     model.eval()
     pool = KVPool(
         num_layers=config.num_layers,
-        num_pages=num_pages,
+        num_pages=pages,
         block_size=setup.block_size,
         num_kv_heads=parts.held.heads.num_kv_heads,
         head_dim=config.head_dim,
@@ -207,7 +215,7 @@ def assemble(
         device=mesh.device,
         bucketed=_cuda_graphs(setup, mesh, lanes, attention),
     )
-    return Built(runner, num_pages, str(chosen))
+    return Built(runner, pages, str(chosen))
 
 
 def _placed_attention(
@@ -251,28 +259,6 @@ def _on_all_ranks(flag: bool, mesh: Mesh) -> bool:
     flags = torch.tensor([flag], dtype=torch.int32, device=mesh.device)
     dist.all_reduce(flags, dist.ReduceOp.MIN)
     return bool(flags)
-
-
-def _num_pages(
-    setup: WorkerSetup,
-    place: Place,
-    config: ModelConfig,
-    parts: _Parts,
-    max_model_len: int,
-    staging_blocks: int,
-    device: torch.device,
-) -> int:
-    """Before anything is loaded: what is missing on a GPU can then still be said."""
-    kv = kv_blocks(part_config(config, parts.held), setup, max_model_len)
-    # Of one layer; and the pool's scratch page, of all.
-    staging_bytes = staging_blocks * kv.block_bytes // config.num_layers + kv.block_bytes
-    needs = footprint(part_config(config, parts.resident), setup, max_model_len, staging_bytes)
-    if device.type != "cuda":
-        free = psutil.virtual_memory().available
-        return blocks_on_cpu(setup, kv, needs, free, num_ranks=place.local_world_size)
-    free, total = torch.cuda.mem_get_info(device)
-    num_ranks = -(-place.local_world_size // torch.cuda.device_count())
-    return blocks_on_gpu(setup, kv, needs, GpuMemory(total, free, num_ranks))
 
 
 def _lane_engine(
