@@ -25,6 +25,7 @@ from csps.attention.shards import HelixBatch, Run
 from csps.attention.ship import QueryExchange
 from csps.attention.ulysses import Ulysses
 from csps.core.plan import Layout, StepPlan, Work
+from csps.core.strategy import Placement
 from csps.engine.batch import SampleRow
 from csps.engine.block_table import BlockTable
 from csps.engine.kv_pool import KVPool
@@ -78,6 +79,21 @@ def fixed_steps(placed: TokensAttention | HeadsSharded, lane: LaneEngine) -> Fix
     return _TokensSteps(placed, lane)
 
 
+def fixed_rows(
+    placement: Placement, layouts: Sequence[Layout], num_ranks: int, num_rows: int
+) -> list[int]:
+    """Rows of each `FixedRows` that steps of `num_rows` take, in all layouts, on any rank.
+
+    `num_ranks`: of the sequence axis.
+    """
+    if num_ranks == 1:
+        return [num_rows]
+    if placement is Placement.HEADS:
+        return [max(num_rows, num_ranks) for _ in layouts]
+    shipped = [num_rows, (num_ranks - 1) * num_rows]
+    return [rows for x in layouts for rows in (shipped if x is Layout.SP else [num_rows])]
+
+
 @dataclass(frozen=True, slots=True)
 class _HeadsSteps:
     placed: HeadsSharded
@@ -87,7 +103,7 @@ class _HeadsSteps:
         return len(plan.work)
 
     def make(self, layout: Layout, num_rows: int) -> FixedStep:
-        # In the SP layout none is without a row.
+        # In the SP layout no rank is without a row.
         num_rows = max(num_rows, self.lane.sequence.size)
         return _ByHead(self.placed, self.lane, layout, num_rows)
 

@@ -33,7 +33,7 @@ from csps.parallel.collectives import SequenceComm, TensorComm
 from csps.parallel.mesh import Mesh, build_mesh
 from csps.parallel.overlap import CommClock
 from csps.worker.kernels import choose_kernels
-from csps.worker.pages import num_pages
+from csps.worker.pages import decode_bytes, decode_steps, num_pages
 
 logger = logging.getLogger(__name__)
 
@@ -161,31 +161,39 @@ def assemble(
     """
     max_model_len = setup.max_model_len or config.max_position
     parts = _parts(config, setup, mesh)
+    held, resident = (part_config(config, part) for part in (parts.held, parts.resident))
     shape = KVShape(
         block_size=setup.block_size,
-        group_size=max(part_config(config, parts.held).group_size, 1),
+        group_size=max(held.group_size, 1),
         head_dim=config.head_dim,
         dtype=getattr(torch, setup.dtype.value),
         wire=setup.csa.wire,
     )
     num_threads = num_cpu_threads(setup, place)
+    for_graphs = setup.cuda_graphs and not mesh.staged
     chosen = choose_kernels(
         setup.attention_backend,
         shape,
         mesh.device,
         num_kv_heads=max(parts.held.heads.num_kv_heads, 1),
         num_threads=num_threads,
-        for_graphs=setup.cuda_graphs,
+        for_graphs=for_graphs,
     )
     # Only a prefill over KV by token range fetches blocks.
     by_head = setup.placement is Placement.HEADS
     staging_blocks = 0 if by_head else -(-max_model_len // setup.block_size)
     pages = num_pages(
         setup,
-        part_config(config, parts.held),
-        part_config(config, parts.resident),
+        held,
+        resident,
         max_model_len=max_model_len,
         staging_blocks=staging_blocks,
+        decode=decode_bytes(
+            chosen.kernels.paged_decode,
+            decode_steps(setup, max_model_len, num_shards=mesh.sp, for_graphs=for_graphs),
+            held,
+            mesh.device,
+        ),
         ranks_here=place.local_world_size,
         device=mesh.device,
     )
@@ -234,7 +242,7 @@ def _cuda_graphs(
     attention: TokensAttention | HeadsSharded,
 ) -> BucketedDecode | None:
     """Captured at once: no step waits for it, and what memory they take is taken. Collective."""
-    if mesh.device.type != "cuda" or not setup.cuda_graphs:
+    if mesh.device.type != "cuda" or not setup.cuda_graphs or mesh.staged:
         return None
     if not _on_all_ranks(isinstance(attention.kernels.paged_decode, FixedDecode), mesh):
         logger.info("decode runs without CUDA graphs: torch's kernels launch others each step")

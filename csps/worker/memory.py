@@ -20,10 +20,18 @@ _SMALLER = "--max-model-len, --stage-tokens or --token-budget, or more ranks wit
 
 @dataclass(frozen=True, slots=True)
 class KvBlocks:
-    """`block_bytes`: of one block on one rank. `useful`: more blocks would never be used."""
+    """`block_bytes`: of one block's KV on one rank. `useful`: more blocks would never be used.
+
+    `table_bytes`: of what decode's page tables have for it, beside.
+    """
 
     block_bytes: int
     useful: int
+    table_bytes: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        return self.block_bytes + self.table_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,24 +56,33 @@ class Footprint:
         return self.weights + self.workspace + self.staging
 
 
-def kv_blocks(held: ModelConfig, setup: WorkerSetup, max_model_len: int) -> KvBlocks:
+def kv_blocks(
+    held: ModelConfig, setup: WorkerSetup, max_model_len: int, *, table_bytes: int = 0
+) -> KvBlocks:
     """`held`: the part of the model whose KV the rank holds."""
     # A rank without heads holds nothing; it follows the others.
     token_bytes = max(held.kv_bytes_per_token(setup.dtype.element_bytes), 1)
     return KvBlocks(
         block_bytes=token_bytes * setup.block_size,
         useful=MAX_FULL_SEQUENCES * -(-max_model_len // setup.block_size),
+        table_bytes=table_bytes,
     )
 
 
 def footprint(
-    resident: ModelConfig, setup: WorkerSetup, max_model_len: int, staging_bytes: int
+    resident: ModelConfig,
+    setup: WorkerSetup,
+    max_model_len: int,
+    staging_bytes: int,
+    *,
+    decode_bytes: int = 0,
 ) -> Footprint:
     """What a rank that computes the part `resident` takes at most, but for libraries' buffers.
 
     Activations are those of csps.model.llama in the largest step: the residual stream and its
     norm, then either the MLP's or attention's, whose accumulators and rotations are fp32. Besides,
-    a whole context's K and V may be gathered, and copied for every query head.
+    a whole context's K and V may be gathered, and copied for every query head. `decode_bytes`: what
+    decode's kernels take beside activations, but for what grows with the KV blocks.
     """
     config, element_bytes = resident, setup.dtype.element_bytes
     query, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
@@ -82,7 +99,8 @@ def footprint(
         weights=config.num_parameters() * element_bytes + rope,
         workspace=setup.step_tokens * activations
         + max_model_len * context
-        + setup.step_sequences * (logits + graphs),
+        + setup.step_sequences * (logits + graphs)
+        + decode_bytes,
         staging=staging_bytes,
     )
 
@@ -109,7 +127,7 @@ def blocks_on_gpu(setup: WorkerSetup, kv: KvBlocks, needs: Footprint, memory: Gp
     if setup.kv_memory_bytes:
         num_blocks = _asked(setup, kv)
         room = memory.total // memory.num_ranks if shares else memory.free
-        wanted = num_blocks * kv.block_bytes
+        wanted = num_blocks * kv.total_bytes
         if needs.total + wanted > room:
             raise ConfigError(
                 f"--kv-memory: {_missing(needs, wanted, room)}; a smaller --kv-memory, {_SMALLER}"
@@ -117,10 +135,10 @@ def blocks_on_gpu(setup: WorkerSetup, kv: KvBlocks, needs: Footprint, memory: Gp
         return num_blocks
     limit = int(memory.total * setup.gpu_memory_utilization) // memory.num_ranks
     room = limit if shares else limit - (memory.total - memory.free)
-    num_blocks = min((room - needs.total) // kv.block_bytes, kv.useful)
+    num_blocks = min((room - needs.total) // kv.total_bytes, kv.useful)
     if num_blocks < 1:
         raise ConfigError(
-            f"--gpu-memory-utilization: {_missing(needs, kv.block_bytes, room)}, which is what "
+            f"--gpu-memory-utilization: {_missing(needs, kv.total_bytes, room)}, which is what "
             f"{setup.gpu_memory_utilization:g} of {_gib(memory.total)} leaves this rank; "
             f"a larger --gpu-memory-utilization, a smaller {_SMALLER}"
         )

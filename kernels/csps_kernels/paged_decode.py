@@ -77,9 +77,7 @@ class FixedPlan:
     ) -> None:
         """`max_pages`: of all rows together."""
         self._shape = page_size, num_kv_heads, num_processors
-        chunks = max_chunks(num_rows, num_kv_heads, num_processors)
-        # Pages come last, so that what a step has of them ends what is copied.
-        shapes = [(chunks, 3), (num_rows + 1,), (chunks,), (max_pages,)]
+        shapes = _shapes(num_rows, max_pages, num_kv_heads, num_processors)
         sizes = [padded_size(math.prod(shape)) for shape in shapes]
         self._table = torch.zeros(sum(sizes), dtype=torch.int32, device=device)
         self._places = [sum(sizes[:part]) for part in range(len(sizes))]
@@ -110,6 +108,31 @@ def max_chunks(num_rows: int, num_kv_heads: int, num_processors: int) -> int:
     """
     programs = num_processors * PROGRAMS_PER_PROCESSOR * TURNS
     return programs * (MIN_KEYS + 1) // (MIN_KEYS * num_kv_heads) + 2 * num_rows + 1
+
+
+def plan_bytes(num_rows: int, max_pages: int, num_kv_heads: int, num_processors: int) -> int:
+    """Of the tables of a `FixedPlan`, and of a `DecodePlan` of as many rows and pages at most."""
+    shapes = _shapes(num_rows, max_pages, num_kv_heads, num_processors)
+    return 4 * sum(padded_size(math.prod(shape)) for shape in shapes)
+
+
+def partial_bytes(
+    num_rows: int, num_heads: int, head_dim: int, *, num_kv_heads: int, num_processors: int
+) -> int:
+    """Of the chunks' outputs and log-sum-exps, while `paged_decode` runs; at most."""
+    chunks = max_chunks(num_rows, num_kv_heads, num_processors)
+    return 4 * chunks * num_heads * (head_dim + 1)
+
+
+def _shapes(
+    num_rows: int, max_pages: int, num_kv_heads: int, num_processors: int
+) -> list[tuple[int, ...]]:
+    """Of chunks, the rows' first chunks, their order, and pages, where there are most.
+
+    Pages come last, so that what a step has of them ends what is copied.
+    """
+    chunks = max_chunks(num_rows, num_kv_heads, num_processors)
+    return [(chunks, 3), (num_rows + 1,), (chunks,), (max_pages,)]
 
 
 def _tables(

@@ -14,7 +14,7 @@ from csps.core.config import WorkerSetup
 from csps.core.model_config import ModelConfig
 from csps.core.plan import StepResult
 from csps.engine.kv_pool import KVPool
-from csps.worker.memory import footprint, kv_blocks
+from csps.worker import pages
 from scripts.bench_gpu.bench import Bench, Row
 from scripts.bench_gpu.rank import Build, Rank
 
@@ -168,11 +168,13 @@ def decode_bytes(served: Served, num_rows: int, num_keys: int) -> float:
 
 def memory(bench: Bench, served: Served, rank: Rank) -> Row:
     """Peaks since the process began, beside what csps.worker.memory counts on; bytes."""
-    setup, config = served.setup, served.config
-    kv = kv_blocks(config, setup, setup.max_model_len)
-    staging = -(-setup.max_model_len // setup.block_size) * kv.block_bytes // config.num_layers
-    needs = footprint(config, setup, setup.max_model_len, staging)
-    formula = needs.total + rank.built.num_pages * kv.block_bytes
+    setup, config, longest = served.setup, served.config, served.setup.max_model_len
+    steps = pages.decode_steps(setup, longest, num_shards=1, for_graphs=setup.cuda_graphs)
+    kernels = rank.built.runner.attention.kernels
+    decode = pages.decode_bytes(kernels.paged_decode, steps, config, bench.device)
+    staging_blocks = -(-longest // setup.block_size)
+    kv, needs = pages.demands(setup, config, config, longest, staging_blocks, decode)
+    formula = needs.total + rank.built.num_pages * kv.total_bytes
     row: Row = {
         "formula_bytes": formula,
         "weights_bytes": needs.weights,

@@ -23,6 +23,8 @@ from csps.core.plan import Lane, Layout, SampledToken, StepPlan, StepResult
 from csps.core.request import SamplingParams
 from csps.core.strategy import Placement
 from csps.engine.bucketed import BucketedDecode
+from csps.engine.fixed_steps import fixed_rows
+from csps.engine.placements import HeadsSharded
 from csps.engine.runner import Runner
 from csps.rpc import convert
 from csps.sched.chunked import ChunkedScheduler
@@ -224,20 +226,36 @@ def _bucketed(runner: Runner, sizes: tuple[int, ...]) -> BucketedDecode:
     """What a GPU captures, run as it is."""
     attention = runner.attention
     kernels = attention.kernels
-    if not isinstance(kernels.paged_decode, FixedDecode):
-        kernels = kernels._replace(paged_decode=_AnyDecode(kernels.paged_decode))
+    decode = kernels.paged_decode
+    if not isinstance(decode, FixedDecode):
+        decode = _AnyDecode(decode)
     *_, lane = runner.lanes.values()
-    placed = replace(attention, kernels=kernels)
-    return BucketedDecode(placed, lane, tuple(Layout), sizes, lambda run: run)
+    placed = replace(attention, kernels=kernels._replace(paged_decode=decode))
+    bucketed = BucketedDecode(placed, lane, tuple(Layout), sizes, lambda run: run)
+    if isinstance(decode, _AnyDecode):
+        placement = Placement.HEADS if isinstance(attention, HeadsSharded) else Placement.TOKENS
+        # What is counted before the KV gets its memory.
+        counted = [
+            rows
+            for size in sizes
+            for rows in fixed_rows(placement, tuple(Layout), lane.sequence.size, size)
+        ]
+        assert sorted(decode.made) == sorted(counted)
+    return bucketed
 
 
 @dataclass
 class _AnyDecode:
-    """Fixed rows of kernels that take a step's rows only when they prepare it."""
+    """Fixed rows of kernels that take a step's rows only when they prepare it.
+
+    `made`: how many rows each has.
+    """
 
     decode: PagedDecode
+    made: list[int] = field(default_factory=list)
 
     def fixed(self, store: KVStore, num_rows: int) -> FixedRows:
+        self.made.append(num_rows)
         return _AnyRows(self.decode, store, num_rows)
 
 

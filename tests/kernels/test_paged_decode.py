@@ -18,6 +18,7 @@ from csps_kernels.paged_decode import (
     DecodePlan,
     max_chunks,
     paged_decode,
+    plan_bytes,
     plan_decode,
 )
 from csps_kernels.twins.paged_decode import paged_decode as twin
@@ -176,6 +177,8 @@ def test_no_more_chunks_than_there_is_room_for() -> None:
             device=torch.device("cpu"),
         )
         assert len(plan.chunks) <= max_chunks(num_rows, num_kv_heads, num_processors)
+        taken = plan.chunks.untyped_storage().nbytes()
+        assert taken <= plan_bytes(num_rows, starts[-1], num_kv_heads, num_processors)
 
 
 def test_equal_to_torch_on_a_store(device) -> None:

@@ -65,6 +65,8 @@ def test_a_footprint_counts_weights_and_grows_with_the_step() -> None:
     plain = footprint(LLAMA_8B, replace(SETUP, cuda_graphs=False), 8192, staging_bytes=5)
     graphs = 64 * (2 * 2 * 4096 + 73728 + 2 * 4 * 128256)
     assert needs.workspace - plain.workspace == graphs
+    decode = footprint(LLAMA_8B, SETUP, 8192, staging_bytes=5, decode_bytes=7)
+    assert decode == replace(needs, workspace=needs.workspace + 7)
     wide = footprint(LLAMA_8B, replace(SETUP, dtype=DType.FLOAT32), 8192, staging_bytes=5)
     assert wide.weights == pytest.approx(8.03e9 * 4, rel=0.01)
 
@@ -96,6 +98,24 @@ def test_what_is_missing_is_said() -> None:
         assert part in text, text
     enough = replace(SETUP, gpu_memory_utilization=0.95)  # 0.8 GiB more
     assert blocks_on_gpu(enough, KV, needs, memory) == 1
+
+
+def test_page_tables_come_with_the_blocks_and_out_of_no_ones_kv_memory() -> None:
+    """As large as KV here: half as many blocks fit, and 0.725 GiB missing become 0.85."""
+    with_tables = kv_blocks(LLAMA_8B, SETUP, 1000, table_bytes=9)
+    assert with_tables == replace(kv_blocks(LLAMA_8B, SETUP, 1000), table_bytes=9)
+    kv = replace(KV, table_bytes=KV.block_bytes)
+    assert kv.total_bytes == GIB // 4
+    memory = GpuMemory(total=40 * GIB, free=36 * GIB)
+    assert blocks_on_gpu(SETUP, kv, NEEDS, memory) == 19 * 4
+    asked = replace(SETUP, kv_memory_bytes=8 * GIB)
+    assert blocks_on_gpu(asked, kv, NEEDS, memory) == 8 * 8
+    missing = r"2\.00 GiB of GPU memory are missing: weights 10.*fetched KV 1.* and KV blocks 25\."
+    with pytest.raises(ConfigError, match=missing):
+        blocks_on_gpu(replace(SETUP, kv_memory_bytes=12 * GIB + GIB // 2), kv, NEEDS, memory)
+    needs, small = replace(NEEDS, weights=11 * GIB), GpuMemory(total=16 * GIB, free=15 * GIB)
+    with pytest.raises(ConfigError, match=r"0\.85 GiB .* and KV blocks 0\.25 GiB do not fit"):
+        blocks_on_gpu(SETUP, kv, needs, small)
 
 
 def test_nothing_is_left_where_others_use_the_gpu() -> None:

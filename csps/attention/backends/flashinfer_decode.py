@@ -14,8 +14,10 @@ from flashinfer.decode import BatchDecodeWithPagedKVCacheWrapper
 from torch import Tensor
 
 from csps.attention.backends import DecodeRows, FixedRows
+from csps.attention.backends.decode_memory import DecodeBytes, DecodeShape, DecodeSteps
 from csps.attention.backends.flashinfer_tables import (
     PageTable,
+    decode_bytes,
     natural_log,
     page_table,
     uses_tensor_cores,
@@ -27,7 +29,7 @@ from csps.attention.shards import Run
 
 
 class PagedDecode:
-    """See csps.attention.backends: `PagedDecode` and `FixedDecode`.
+    """See csps.attention.backends: `PagedDecode` and `FixedDecode`; and `SizedDecode`.
 
     KV heads have `group_size` query heads each. A step's layers run on the stream that is current
     when it is prepared.
@@ -59,6 +61,10 @@ class PagedDecode:
     def fixed(self, store: KVStore, num_rows: int) -> FixedRows:
         """See `FixedDecode`."""
         return _FixedRows(store, num_rows, self._group_size)
+
+    def device_bytes(self, shape: DecodeShape, steps: DecodeSteps) -> DecodeBytes:
+        """See `SizedDecode`."""
+        return decode_bytes(shape, steps)
 
     def _take(self, like_KPBD: Tensor) -> BatchDecodeWithPagedKVCacheWrapper:
         """One whose buffers, pinned ones on the host among them, nobody reads any more."""

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from csps.attention.backends.decode_memory import DecodeBytes, DecodeShape, DecodeSteps
 from csps.attention.shards import Run, page_lists
 
 # Of both its prefill kernels and its decode kernels.
@@ -20,6 +21,8 @@ DTYPES = (torch.bfloat16, torch.float16)
 MAX_GROUP_WITHOUT_TENSOR_CORES = 3
 # Rows of a program in the kernel for Hopper, which never splits keys.
 HOPPER_ROWS = 128
+# What a decode wrapper makes for its plan beside the workspace it is given; as much on the host.
+PLAN_BYTES = 8 << 20
 
 
 class PageTable(NamedTuple):
@@ -68,6 +71,36 @@ def workspace_bytes(
     tile = next(rows for rows in (16, 64, 128) if group_size <= rows or rows == 128)
     rows = 2 * max(num_processors, rows_in_graph) * tile * group_size
     return 4 * rows * (head_dim + 1) + (1 << 20)
+
+
+def decode_bytes(shape: DecodeShape, steps: DecodeSteps) -> DecodeBytes:
+    """See `SizedDecode`: wrappers, and the tables that they are planned with.
+
+    Plain steps have no more wrappers than one step has calls: a step ends when the GPU is done
+    with it, so the next one finds them idle. The first is there from when the kernels were tried.
+    """
+    indices = 4 * steps.num_rows * steps.pages_per_row
+    # The last step's tables lie beside the next one's while it is planned; rows with keys, int64.
+    tables = 2 * (_row_table_bytes(steps.num_rows) + indices) + 8 * steps.num_rows
+    fixed = steps.num_calls * (_wrapper_bytes(shape) + tables)
+    for num_rows in steps.fixed_rows:
+        fixed += _wrapper_bytes(shape, rows_in_graph=num_rows * shape.num_kv_heads)
+        fixed += _row_table_bytes(num_rows) + num_rows  # and which rows are empty
+    # Pages of one step at a time, on their way into their table; an empty row has one.
+    fixed += 4 * max(steps.fixed_rows, default=0) * max(steps.pages_per_row, 1)
+    return DecodeBytes(fixed, per_page=4 * sum(steps.fixed_rows))
+
+
+def _wrapper_bytes(shape: DecodeShape, *, rows_in_graph: int = 0) -> int:
+    workspace = workspace_bytes(
+        shape.group_size, shape.head_dim, shape.num_processors, rows_in_graph=rows_in_graph
+    )
+    return workspace + PLAN_BYTES
+
+
+def _row_table_bytes(num_rows: int) -> int:
+    """Where the rows' pages and queries begin, and keys in the last pages; int32."""
+    return 4 * (2 * (num_rows + 1) + num_rows)
 
 
 def splits_keys(num_rows: int, num_heads: int, num_processors: int) -> bool:

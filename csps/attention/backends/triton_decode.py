@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 
 from csps.attention.backends import DecodeRows, FixedRows, MergeRows
+from csps.attention.backends.decode_memory import DecodeBytes, DecodeShape, DecodeSteps
 from csps.attention.kv import KVStore
 from csps.attention.merge import unpack
 from csps.attention.shards import Run, page_lists
 from csps_kernels import merge as kernel_merge
 from csps_kernels import paged_decode as kernel_decode
+from csps_kernels.tables import ALIGNMENT
 
 
 class PagedDecode:
-    """See csps.attention.backends: `PagedDecode` and `FixedDecode`."""
+    """See csps.attention.backends: `PagedDecode` and `FixedDecode`; and `SizedDecode`."""
 
     def __call__(self, store: KVStore, shards: Sequence[tuple[Run, ...]]) -> DecodeRows:
         k_KPBD, _ = store.pages(0)
@@ -38,6 +40,29 @@ class PagedDecode:
 
     def fixed(self, store: KVStore, num_rows: int) -> FixedRows:
         return _FixedRows(store, num_rows)
+
+    def device_bytes(self, shape: DecodeShape, steps: DecodeSteps) -> DecodeBytes:
+        """See `SizedDecode`. Chunks' outputs are one layer's; graphs keep memory of their own."""
+        heads = shape.num_kv_heads, shape.num_processors
+
+        def partials(num_rows: int) -> int:
+            return kernel_decode.partial_bytes(
+                num_rows,
+                shape.num_heads,
+                shape.head_dim,
+                num_kv_heads=shape.num_kv_heads,
+                num_processors=shape.num_processors,
+            )
+
+        num_pages = steps.num_rows * steps.pages_per_row
+        fixed = steps.num_calls * kernel_decode.plan_bytes(steps.num_rows, num_pages, *heads)
+        fixed += partials(steps.num_rows)
+        if steps.fixed_rows:
+            fixed += partials(max(steps.fixed_rows))
+        for num_rows in steps.fixed_rows:
+            # Pages are counted one by one; what pads their table is less than this.
+            fixed += kernel_decode.plan_bytes(num_rows, 0, *heads) + 4 * ALIGNMENT
+        return DecodeBytes(fixed, per_page=4 * sum(steps.fixed_rows))
 
 
 class _FixedRows:
