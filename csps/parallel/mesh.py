@@ -33,7 +33,8 @@ class LaneGroups:
 class Mesh:
     """This rank's place: row `s` of `sp`, column `t` of `tp`.
 
-    `staged`: transfers go through the host's memory (csps.parallel.staged).
+    `sharers`: ranks on its device, itself among them. `staged`: transfers go through the host's
+    memory (csps.parallel.staged).
     """
 
     sp: int
@@ -42,6 +43,7 @@ class Mesh:
     t: int
     device: torch.device
     lanes: dict[Lane, LaneGroups]
+    sharers: int = 1
     staged: bool = False
 
     @property
@@ -57,6 +59,7 @@ def build_mesh(
     tp: int,
     lanes: Sequence[Lane],
     device: torch.device,
+    sharers: int,
     staged: bool,
     timeout_s: float,
 ) -> Mesh:
@@ -76,7 +79,7 @@ def build_mesh(
         # Where a row is all there is, its group serves both layouts.
         everyone = tensor if sp == 1 else _groups([list(range(world_size))], timeout, is_urgent)
         groups[lane] = LaneGroups(sequence[t], tensor[s], everyone[0])
-    return Mesh(sp=sp, tp=tp, s=s, t=t, device=device, lanes=groups, staged=staged)
+    return Mesh(sp=sp, tp=tp, s=s, t=t, device=device, lanes=groups, sharers=sharers, staged=staged)
 
 
 def _groups(

@@ -1,17 +1,13 @@
-"""From a WorkerSetup to a Runner: device, process groups, weights, KV pool."""
+"""From a WorkerSetup and a mesh to a Runner: kernels, KV pool, weights, lanes."""
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import timedelta
+from collections.abc import Callable
 from typing import NamedTuple
 
-import psutil
 import torch
-import torch.distributed as dist
 
-from csps.attention.backends import FixedDecode, Kernels
+from csps.attention.backends import Kernels
 from csps.attention.transfer import KVShape
 from csps.checkpoint.config import read_config
 from csps.checkpoint.locate import locate
@@ -20,8 +16,6 @@ from csps.core.heads import AxisHeads
 from csps.core.model_config import ModelConfig
 from csps.core.plan import Lane, Layout
 from csps.core.strategy import Placement
-from csps.engine.bucketed import BucketedDecode, bucket_sizes
-from csps.engine.cuda_graphs import GraphCapture
 from csps.engine.kv_pool import KVPool
 from csps.engine.lane import LaneEngine, LayoutEngine
 from csps.engine.placements import HeadsSharded, TokensAttention
@@ -30,65 +24,17 @@ from csps.model.llama import Llama
 from csps.model.loader import load_model
 from csps.model.shard import ModelPart, part_config, tensor_parallel, whole_model
 from csps.parallel.collectives import SequenceComm, TensorComm
-from csps.parallel.mesh import Mesh, build_mesh
+from csps.parallel.mesh import Mesh
 from csps.parallel.overlap import CommClock
+from csps.worker.graphs import captures, cuda_graphs
 from csps.worker.kernels import choose_kernels
 from csps.worker.pages import decode_bytes, decode_steps, num_pages
+from csps.worker.place import Place, num_cpu_threads
 
 logger = logging.getLogger(__name__)
 
 # Pieces of a sub-layer's output whose sum over ranks runs beside the next one's computation.
 NUM_PIECES = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a worker runs: from torchrun's variables or from `csps serve`'s launcher."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-    local_world_size: int
-    rendezvous: str  # init_method of torch.distributed: env://, file:///..., tcp://host:port
-
-
-def pick_device(local_rank: int) -> torch.device:
-    """The rank's own GPU where there are GPUs, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", local_rank % torch.cuda.device_count())
-    return torch.device("cpu")
-
-
-def num_cpu_threads(setup: WorkerSetup, place: Place) -> int:
-    cores = len(psutil.Process().cpu_affinity())
-    return setup.threads_per_rank or max(cores // place.local_world_size, 1)
-
-
-def connect_ranks(setup: WorkerSetup, place: Place, device: torch.device) -> Mesh:
-    """Collective: returns when every rank has joined."""
-    timeout = timedelta(seconds=setup.collective_timeout_s)
-    # Every rank must find the same: all machines have as many ranks, and as many GPUs.
-    staged = device.type == "cuda" and place.local_world_size > torch.cuda.device_count()
-    if staged:
-        logger.info("rank %d: ranks share GPUs: transfers go through the host", place.rank)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" and not staged else "gloo",
-        init_method=place.rendezvous,
-        rank=place.rank,
-        world_size=place.world_size,
-        timeout=timeout,
-    )
-    return build_mesh(
-        rank=place.rank,
-        world_size=place.world_size,
-        tp=setup.tp,
-        lanes=setup.placement.lanes,
-        device=device,
-        staged=staged,
-        timeout_s=setup.collective_timeout_s,
-    )
 
 
 class _Parts(NamedTuple):
@@ -170,7 +116,7 @@ def assemble(
         wire=setup.csa.wire,
     )
     num_threads = num_cpu_threads(setup, place)
-    for_graphs = setup.cuda_graphs and not mesh.staged
+    for_graphs = captures(setup, mesh)
     chosen = choose_kernels(
         setup.attention_backend,
         shape,
@@ -194,7 +140,7 @@ def assemble(
             held,
             mesh.device,
         ),
-        ranks_here=place.local_world_size,
+        sharers=mesh.sharers,
         device=mesh.device,
     )
     model = load(parts.resident, shape.dtype, max_model_len)
@@ -221,7 +167,7 @@ def assemble(
         block_size=setup.block_size,
         eos_ids=frozenset(config.eos_token_ids),
         device=mesh.device,
-        bucketed=_cuda_graphs(setup, mesh, lanes, attention),
+        bucketed=cuda_graphs(setup, mesh, lanes, attention),
     )
     return Built(runner, pages, str(chosen))
 
@@ -233,40 +179,6 @@ def _placed_attention(
     if setup.placement is Placement.HEADS:
         return HeadsSharded(pool, kernels, heads, mesh.device)
     return TokensAttention(mesh.s, mesh.sp, pool, kernels, setup.csa, heads, shape, mesh.device)
-
-
-def _cuda_graphs(
-    setup: WorkerSetup,
-    mesh: Mesh,
-    lanes: Mapping[Lane, LaneEngine],
-    attention: TokensAttention | HeadsSharded,
-) -> BucketedDecode | None:
-    """Captured at once: no step waits for it, and what memory they take is taken. Collective."""
-    if mesh.device.type != "cuda" or not setup.cuda_graphs or mesh.staged:
-        return None
-    if not _on_all_ranks(isinstance(attention.kernels.paged_decode, FixedDecode), mesh):
-        logger.info("decode runs without CUDA graphs: torch's kernels launch others each step")
-        return None
-    begun = time.perf_counter()
-    (lane,) = (engine for lane, engine in lanes.items() if lane is not Lane.PREFILL)
-    bucketed = BucketedDecode(
-        attention,
-        lane,
-        setup.decode_layouts,
-        bucket_sizes(setup.step_sequences),
-        GraphCapture(mesh.device, lane.clock),
-    )
-    logger.info("decode captured as CUDA graphs in %.1f s", time.perf_counter() - begun)
-    return bucketed
-
-
-def _on_all_ranks(flag: bool, mesh: Mesh) -> bool:
-    """Whether it is true everywhere: each rank has chosen its kernels by itself. Collective."""
-    if mesh.size == 1:
-        return flag
-    flags = torch.tensor([flag], dtype=torch.int32, device=mesh.device)
-    dist.all_reduce(flags, dist.ReduceOp.MIN)
-    return bool(flags)
 
 
 def _lane_engine(

@@ -34,20 +34,19 @@ def num_pages(
     max_model_len: int,
     staging_blocks: int,
     decode: DecodeBytes,
-    ranks_here: int,
+    sharers: int,
     device: torch.device,
 ) -> int:
     """Before anything is loaded: ConfigError says what is missing on a GPU.
 
-    `held`, `resident`, `decode`: as of `demands`. `ranks_here`: ranks of its machine.
+    `held`, `resident`, `decode`: as of `demands`. `sharers`: ranks on its device.
     """
     kv, needs = demands(setup, held, resident, max_model_len, staging_blocks, decode)
     if device.type != "cuda":
         free = psutil.virtual_memory().available
-        return blocks_on_cpu(setup, kv, needs, free, num_ranks=ranks_here)
+        return blocks_on_cpu(setup, kv, needs, free, num_ranks=sharers)
     free, total = torch.cuda.mem_get_info(device)
-    num_ranks = -(-ranks_here // torch.cuda.device_count())
-    return blocks_on_gpu(setup, kv, needs, GpuMemory(total, free, num_ranks))
+    return blocks_on_gpu(setup, kv, needs, GpuMemory(total, free, sharers))
 
 
 def demands(

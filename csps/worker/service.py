@@ -18,9 +18,10 @@ from csps.engine.runner import Runner
 from csps.rpc import convert
 from csps.rpc.options import COMMON_OPTIONS
 from csps.v1 import worker_pb2, worker_pb2_grpc
-from csps.worker.build import Place, build_runner, connect_ranks, num_cpu_threads, pick_device
+from csps.worker.build import build_runner
 from csps.worker.lanes import LaneThread
 from csps.worker.metrics import WorkerMetrics
+from csps.worker.place import Place, connect_ranks, num_cpu_threads, pick_device
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,8 @@ from csps.core.errors import CheckpointError
 from csps.model.llama import Llama
 from csps.model.shard import ModelPart, part_config
 from csps.parallel.mesh import Mesh
-from csps.worker.build import Built, Place, assemble, build_runner
+from csps.worker.build import Built, assemble, build_runner
+from csps.worker.place import Place
 from scripts.bench_gpu import real_lists
 from scripts.bench_gpu.bench import Bench, NotHereError, Row
 from scripts.bench_gpu.engine_steps import Served, decode, memory, prefill

@@ -20,8 +20,9 @@ from csps.core.plan import Lane, StepPlan, StepResult, Work
 from csps.core.request import SamplingParams
 from csps.core.shards import Extent, Slice, num_blocks, prefill_stages
 from csps.parallel.mesh import Mesh
-from csps.worker.build import Built, Place, connect_ranks
+from csps.worker.build import Built
 from csps.worker.lanes import LaneThread
+from csps.worker.place import Place, connect_ranks
 
 STEP_TIMEOUT_S = 120.0
 GREEDY = SamplingParams(max_tokens=1 << 20, temperature=0.0, ignore_eos=True)

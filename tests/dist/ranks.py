@@ -32,7 +32,8 @@ from csps.sched.config import SchedulerConfig
 from csps.sched.disagg import DisaggScheduler
 from csps.sched.scheduler import Scheduler
 from csps.sched.sequence import Sequence
-from csps.worker.build import Place, build_runner, connect_ranks, pick_device
+from csps.worker.build import build_runner
+from csps.worker.place import Place, connect_ranks, pick_device
 
 TIMEOUT_S = 120.0
 
@@ -150,9 +151,7 @@ def serve(place: Place, job: Job) -> Outcome:
         attention_backend=job.attention_backend,
     )
     device = torch.device("cpu") if job.device == "cpu" else pick_device(place.local_rank)
-    mesh = connect_ranks(setup, place, device)
-    if job.staged:
-        mesh = replace(mesh, staged=True)
+    mesh = connect_ranks(setup, place, device, shares="the same" if job.staged else "")
     runner = build_runner(setup, place, mesh).runner
     if job.buckets:
         runner.bucketed = _bucketed(runner, job.buckets)

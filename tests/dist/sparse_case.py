@@ -24,7 +24,7 @@ from csps.parallel.collectives import SequenceComm
 from csps.parallel.mesh import Mesh
 from csps.parallel.overlap import CommClock
 from csps.sched.ledger import Ledger
-from csps.worker.build import Place, connect_ranks
+from csps.worker.place import Place, connect_ranks
 from tests.dist.ranks import run_ranks
 
 NUM_PAGES = 400

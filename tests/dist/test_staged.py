@@ -15,7 +15,7 @@ from csps.core.plan import Lane, Layout
 from csps.core.strategy import Placement
 from csps.parallel.collectives import SequenceComm, TensorComm
 from csps.parallel.overlap import CommClock
-from csps.worker.build import Place, connect_ranks
+from csps.worker.place import Place, connect_ranks
 from tests.checkpoints import write_tiny
 from tests.dist.ranks import Job, Outcome, Request, run_ranks, serve
 from tests.dist.test_parity import check, greedy, prompts, sampling
@@ -87,7 +87,7 @@ def test_tensors_are_touched_by_their_own_rank_alone() -> None:
 
 def touch(place: Place) -> None:
     setup = WorkerSetup("", tp=1, collective_timeout_s=30.0)
-    mesh = replace(connect_ranks(setup, place, torch.device("cpu")), staged=True)
+    mesh = connect_ranks(setup, place, torch.device("cpu"), shares="the same")
     clock = CommClock()
     comm = SequenceComm(mesh, Lane.PREFILL, clock)
     peer = 1 - place.rank

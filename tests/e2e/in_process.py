@@ -9,7 +9,7 @@ from pathlib import Path
 
 from csps.coordinator.server import Server
 from csps.core.config import DType, ServerConfig, WorkerSetup
-from csps.worker.build import Place
+from csps.worker.place import Place
 from csps.worker.service import Worker
 
 TIMEOUT_S = 60.0
