@@ -48,12 +48,9 @@ class QueryExchange:
 
         `attend_here(o fp32, lse)`: all rows over the keys here, while queries travel.
         `answer(q [N, H, D], o in q's dtype, lse)`: the peers' rows, in the order of `num_asked`,
-        over the keys here. Collective over the ranks that ship to each other. Neither is called
-        where there are no heads.
+        over the keys here. Collective over the ranks that ship to each other.
         """
         num_heads, head_dim = q_THD.shape[1:]
-        if not num_heads:  # nor have the others here, so there is nothing to send
-            return q_THD.new_empty(q_THD.shape)
         asked_NHD = q_THD.new_empty(sum(self._num_asked.values()), num_heads, head_dim)
         queries = self._comm.exchange(
             "query",

@@ -7,12 +7,7 @@ import torch
 from csps.attention.backends.torch_cpu import TorchCpu, cpu_kernels
 from csps.attention.merge import merge_into, merge_rows, pack, packed_row_bytes, unpack
 from csps.attention.shards import Run
-from csps.attention.ship import QueryExchange
-from csps.core.plan import Lane
 from csps.engine.kv_pool import KVPool
-from csps.parallel.collectives import SequenceComm
-from csps.parallel.mesh import LaneGroups, Mesh
-from csps.parallel.overlap import CommClock
 
 
 def dense(q_THD, k_LKD, v_LKD, *, causal):
@@ -129,26 +124,3 @@ def test_rows_attend_to_their_shards() -> None:
                 torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
         assert not o[1].any()
         assert lse[1].isneginf().all()
-
-
-def test_queries_of_no_heads_do_not_travel() -> None:
-    """More ranks share the weights than there are heads; the peer would have none either."""
-    groups = {Lane.DECODE: LaneGroups(None, None, None)}
-    mesh = Mesh(sp=2, tp=1, s=0, t=0, device=torch.device("cpu"), lanes=groups)
-    clock = CommClock()
-    exchange = QueryExchange(
-        SequenceComm(mesh, Lane.DECODE, clock),
-        merge_rows,
-        shipped={1: np.array([0, 2])},
-        num_asked={1: 3},
-        num_rows=4,
-        device=mesh.device,
-    )
-
-    def attend(*tensors: torch.Tensor) -> None:
-        raise AssertionError(f"to attend with {[tensor.shape for tensor in tensors]}")
-
-    o_THD = exchange(torch.empty(4, 0, 16, dtype=torch.bfloat16), attend, attend)
-    assert o_THD.shape == (4, 0, 16)
-    assert o_THD.dtype == torch.bfloat16
-    assert not clock.bytes_sent
