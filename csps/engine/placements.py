@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
 from csps.attention.backends import Kernels, RotateRows
 from csps.attention.decode import query_ship
@@ -63,7 +64,11 @@ class TokensAttention:
     device: torch.device
 
     def inputs(self, plan: StepPlan, tables: Tables, lane: LaneEngine) -> StepInputs:
-        if plan.layout is Layout.TP and self.num_ranks > 1:
+        is_helix = plan.layout is Layout.TP and self.num_ranks > 1
+        if not self.heads.resident.num_heads:
+            rank = None if is_helix else self.rank
+            return StepInputs(token_batch(plan, rank, self.device), _attend_with_no_heads)
+        if is_helix:
             return self._helix(plan, tables, lane)
         tokens = token_batch(plan, self.rank, self.device)
         if plan.lane is Lane.DECODE:
@@ -94,6 +99,11 @@ class TokensAttention:
         attention = Helix(batch, attend, self.pool, lane.sequence, self.kernels.merge, self.heads)
         tokens = token_batch(plan, None, self.device)
         return StepInputs(tokens, _rotate(self.kernels, plan, lane, tokens, None), attention)
+
+
+def _attend_with_no_heads(layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
+    """Where more ranks share the weights than there are heads: nobody in the column has any."""
+    return q_THD.new_empty(q_THD.shape)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,11 @@
 """Decode over KV by token range, in the SP layout (queries travel) and the TP layout (Helix)."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from csps.core.attention import AttentionKind, AttentionParams
 from csps.core.plan import Lane, Layout
 from tests.checkpoints import write_tiny
 from tests.dist.ranks import Job, Request, run_ranks, serve
@@ -37,6 +39,19 @@ def test_with_tensor_parallel_rows(llama: Path) -> None:
     texts = prompts((40, 130), seed=1)
     outcomes = run_ranks(4, serve, job(llama, texts, 20, tp=2, decode_layouts=DECODE_ALONE))
     check(outcomes, [greedy(llama, text, 20) for text in texts])
+
+
+def test_fewer_heads_than_ranks_of_a_row(tmp_path: Path) -> None:
+    """One head for two ranks: one column has none, in prefill (sparse too) and both layouts."""
+    one_head = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": HEAD_DIM}
+    model = write_tiny("llama", tmp_path, **one_head)
+    texts = prompts((9, 40, 330), seed=2)
+    changes = {"tp": 2, "decode_layouts": IN_TURN, "stage_tokens": 96}
+    dense = job(model, texts, 8, **changes)
+    exact = AttentionParams(AttentionKind.CSA, gamma=1.0)
+    requests = (*dense.requests, Request(texts[2], sampling(8), attention=exact))
+    outcomes = run_ranks(4, serve, replace(dense, requests=requests))
+    check(outcomes, [greedy(model, text, 8) for text in (*texts, texts[2])])
 
 
 def test_moves_what_the_formula_says(llama: Path) -> None:
