@@ -30,7 +30,7 @@ from csps.engine.batch import SampleRow
 from csps.engine.block_table import BlockTable
 from csps.engine.kv_pool import KVPool
 from csps.engine.lane import LaneEngine
-from csps.engine.placements import HeadsSharded, TokensAttention
+from csps.engine.placements import HeadsSharded, TokensAttention, attend_with_no_heads
 from csps.model.llama import Attend
 from csps.parallel.upload import refill
 
@@ -82,7 +82,7 @@ def fixed_steps(placed: TokensAttention | HeadsSharded, lane: LaneEngine) -> Fix
 def fixed_rows(
     placement: Placement, layouts: Sequence[Layout], num_ranks: int, num_rows: int
 ) -> list[int]:
-    """Rows of each `FixedRows` that steps of `num_rows` take, in all layouts, on any rank.
+    """Rows of each `FixedRows` that steps of `num_rows` take, in all layouts; on a rank without heads none.
 
     `num_ranks`: of the sequence axis.
     """
@@ -175,7 +175,9 @@ class _Shipped:
                 device=placed.device,
             )
             away = exchange, self._asked
-        self.inputs = self._rows.inputs(QueryShip(self._own, away), self._rows.slots)
+        self.inputs = _with_heads(
+            self._rows.inputs(QueryShip(self._own, away), self._rows.slots), placed
+        )
 
     def load(self, plan: StepPlan, tables: Tables) -> list[SampleRow]:
         works: dict[int, list[Work]] = {rank: [] for rank in (self._rank, *self._peers)}
@@ -208,7 +210,7 @@ class _Helix:
         attend = Helix(
             batch, self._held, placed.pool, lane.sequence, placed.kernels.merge, placed.heads
         )
-        self.inputs = self._rows.inputs(attend, None)
+        self.inputs = _with_heads(self._rows.inputs(attend, None), placed)
 
     def load(self, plan: StepPlan, tables: Tables) -> list[SampleRow]:
         slots = [
@@ -261,6 +263,13 @@ def _fixed(kernels: Kernels, pool: KVPool, num_rows: int) -> FixedRows:
     assert isinstance(kernels.paged_decode, FixedDecode)
     k_KPBD, _ = pool.pages(0)
     return kernels.paged_decode.fixed(pool, num_rows) if num_rows and len(k_KPBD) else _NoRows()
+
+
+def _with_heads(inputs: FixedInputs, placed: TokensAttention) -> FixedInputs:
+    """Or without, where the rank has none."""
+    if placed.heads.resident.num_heads:
+        return inputs
+    return inputs._replace(slots=None, attend=attend_with_no_heads)
 
 
 def _master(work: Work) -> int:

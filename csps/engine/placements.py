@@ -67,7 +67,9 @@ class TokensAttention:
         is_helix = plan.layout is Layout.TP and self.num_ranks > 1
         if not self.heads.resident.num_heads:
             rank = None if is_helix else self.rank
-            return StepInputs(token_batch(plan, rank, self.device), _attend_with_no_heads)
+            tokens = token_batch(plan, rank, self.device)
+            rotate = _rotate(self.kernels, plan, lane, tokens, None)
+            return StepInputs(tokens, rotate, attend_with_no_heads)
         if is_helix:
             return self._helix(plan, tables, lane)
         tokens = token_batch(plan, self.rank, self.device)
@@ -101,7 +103,7 @@ class TokensAttention:
         return StepInputs(tokens, _rotate(self.kernels, plan, lane, tokens, None), attention)
 
 
-def _attend_with_no_heads(layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
+def attend_with_no_heads(layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
     """Where more ranks share the weights than there are heads: nobody in the column has any."""
     return q_THD.new_empty(q_THD.shape)
 

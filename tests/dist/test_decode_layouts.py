@@ -41,12 +41,13 @@ def test_with_tensor_parallel_rows(llama: Path) -> None:
     check(outcomes, [greedy(llama, text, 20) for text in texts])
 
 
-def test_fewer_heads_than_ranks_of_a_row(tmp_path: Path) -> None:
+@pytest.mark.parametrize("buckets", [(), (1, 4)])
+def test_fewer_heads_than_ranks_of_a_row(tmp_path: Path, buckets: tuple[int, ...]) -> None:
     """One head for two ranks: one column has none, in prefill (sparse too) and both layouts."""
     one_head = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": HEAD_DIM}
     model = write_tiny("llama", tmp_path, **one_head)
     texts = prompts((9, 40, 330), seed=2)
-    changes = {"tp": 2, "decode_layouts": IN_TURN, "stage_tokens": 96}
+    changes = {"tp": 2, "decode_layouts": IN_TURN, "stage_tokens": 96, "buckets": buckets}
     dense = job(model, texts, 8, **changes)
     exact = AttentionParams(AttentionKind.CSA, gamma=1.0)
     requests = (*dense.requests, Request(texts[2], sampling(8), attention=exact))
