@@ -82,9 +82,9 @@ def fixed_steps(placed: TokensAttention | HeadsSharded, lane: LaneEngine) -> Fix
 def fixed_rows(
     placement: Placement, layouts: Sequence[Layout], num_ranks: int, num_rows: int
 ) -> list[int]:
-    """Rows of each `FixedRows` that steps of `num_rows` take, in all layouts; on a rank without heads none.
+    """Rows of each `FixedRows` that steps of `num_rows` take, in all layouts.
 
-    `num_ranks`: of the sequence axis.
+    `num_ranks`: of the sequence axis. A rank without heads takes none.
     """
     if num_ranks == 1:
         return [num_rows]
