@@ -61,6 +61,7 @@ def choose_kernels(
     if not is_auto:
         kernels = _load(wanted, shape, device)
         _check_all(wanted, kernels, _few_pages(shape, num_kv_heads, device))
+        torch.cuda.empty_cache()  # that memory is to be KV's
         return ChosenKernels(dict.fromkeys(TRIALS, wanted), kernels)
     begun = time.perf_counter()
     chosen = fastest_by_phase(
@@ -69,7 +70,7 @@ def choose_kernels(
         timed_on=random_inputs(shape, num_kv_heads, _typical(shape), device),
         for_graphs=for_graphs,
     )
-    torch.cuda.empty_cache()  # that memory is to be KV's
+    torch.cuda.empty_cache()
     logger.info("attention kernels chosen in %.1f s", time.perf_counter() - begun)
     return chosen
 
