@@ -153,6 +153,8 @@ def serve(place: Place, job: Job) -> Outcome:
     device = torch.device("cpu") if job.device == "cpu" else pick_device(place.local_rank)
     mesh = connect_ranks(setup, place, device, shares="the same" if job.staged else "")
     runner = build_runner(setup, place, mesh).runner
+    for flat in (runner.attention.pool.flat_keys, runner.attention.pool.flat_values):
+        flat.zero_()  # what nobody writes is the same in all jobs, whatever the device
     if job.buckets:
         runner.bucketed = _bucketed(runner, job.buckets)
     scheduler = scheduler_of(job, mesh.sp)

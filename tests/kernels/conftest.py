@@ -11,8 +11,6 @@ if not (torch.cuda.is_available() and find_spec("flashinfer")):
     collect_ignore_glob.append("test_flashinfer.py")
 if not (find_spec("gguf") and find_spec("transformers")):  # which write their checkpoints
     collect_ignore_glob += ["test_served.py", "test_shared_gpu.py"]
-if torch.cuda.is_available():
-    collect_ignore_glob.append("test_served.py")  # its ranks interpret
 
 DTYPES = [torch.float32, torch.float16]
 if torch.cuda.is_available():

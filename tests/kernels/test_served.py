@@ -1,9 +1,14 @@
-"""A prompt served on the Triton kernels: what torch's would answer, dense and sparse."""
+"""Prompts served on the Triton kernels: what torch's answer on a CPU, dense and sparse.
+
+Without a GPU they are interpreted. Ranks are processes.
+"""
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from csps.core.attention import AttentionKind, AttentionParams, CsaConfig
@@ -17,9 +22,16 @@ SPARSE = AttentionParams(AttentionKind.CSA, gamma=0.6, seed=7)
 LENIENT = CsaConfig(min_recall=0.0, min_recall_p5=0.0, max_density=1.0)
 
 
-def test_equal_to_torch(tmp_path: Path, monkeypatch) -> None:
+@pytest.fixture
+def on_triton(device, monkeypatch) -> dict[str, Any]:
+    """What of a Job chooses them."""
+    if device.type == "cpu":
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+    return {"attention_backend": AttentionBackend.TRITON, "device": device.type}
+
+
+def test_equal_to_torch(tmp_path: Path, on_triton: dict[str, Any]) -> None:
     """On 2 ranks: same tokens, and K and V of all layers, which follow from the attention."""
-    monkeypatch.setenv("TRITON_INTERPRET", "1")  # ranks are processes, and run on the CPU
     model = write_tiny("llama", tmp_path, num_hidden_layers=2)
     generator = torch.Generator().manual_seed(0)
     prompts = [tuple(torch.randint(3, 160, (n,), generator=generator).tolist()) for n in (7, 150)]
@@ -29,31 +41,24 @@ def test_equal_to_torch(tmp_path: Path, monkeypatch) -> None:
         Request(prompts[1], sampling),
         Request(prompts[1], sampling, attention=SPARSE),
     )
-    by_backend = {
-        backend: run_ranks(
-            2,
-            serve,
-            Job(
-                model,
-                requests,
-                block_size=16,
-                stage_tokens=512,
-                csa=LENIENT,
-                attention_backend=backend,
-            ),
-        )
-        for backend in (AttentionBackend.TORCH, AttentionBackend.TRITON)
-    }
-    for torch_rank, triton_rank in zip(*by_backend.values(), strict=True):
+    job = Job(
+        model,
+        requests,
+        block_size=16,
+        stage_tokens=512,
+        csa=LENIENT,
+        attention_backend=AttentionBackend.TORCH,
+    )
+    by_backend = [run_ranks(2, serve, one) for one in (job, replace(job, **on_triton))]
+    for torch_rank, triton_rank in zip(*by_backend, strict=True):
         assert triton_rank.outputs == torch_rank.outputs
         np.testing.assert_allclose(triton_rank.kv, torch_rank.kv, rtol=1e-3, atol=1e-4)
         (report, *_) = [r for result in torch_rank.results for r in result.sparse]
         assert report.kept_pairs < report.causal_pairs
 
 
-def test_decode_in_buckets(tmp_path: Path, monkeypatch) -> None:
-    """On one rank, with tables that stay in place as for CUDA graphs: torch's tokens."""
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
+def test_decode_in_buckets(tmp_path: Path, on_triton: dict[str, Any]) -> None:
+    """On one rank, on a GPU as CUDA graphs, without one as these would run: torch's tokens."""
     model = write_tiny("llama", tmp_path, num_hidden_layers=1)
     generator = torch.Generator().manual_seed(1)
     requests = tuple(
@@ -66,8 +71,7 @@ def test_decode_in_buckets(tmp_path: Path, monkeypatch) -> None:
     )
     job = Job(model, requests, block_size=16, attention_backend=AttentionBackend.TORCH)
     (plain,) = run_ranks(1, serve, job)
-    (bucketed,) = run_ranks(
-        1, serve, replace(job, attention_backend=AttentionBackend.TRITON, buckets=(2, 4))
-    )
+    buckets = () if on_triton["device"] == "cuda" else (2, 4)
+    (bucketed,) = run_ranks(1, serve, replace(job, **on_triton, buckets=buckets))
     assert bucketed.outputs == plain.outputs
     assert bucketed.num_bucketed >= 8
