@@ -28,11 +28,11 @@ def merge_into(acc_THD: Tensor, acc_lse_TH: Tensor, o_THD: Tensor, lse_TH: Tenso
     acc_lse_TH.copy_(merged_TH)
 
 
-def pack(o_THD: Tensor, lse_TH: Tensor) -> Tensor:
-    """Rows of (o, lse) as one uint8 message [T, H * (D * e + 4)]; one message, not two."""
+def pack(o_THD: Tensor, lse_TH: Tensor, out: Tensor | None = None) -> Tensor:
+    """Rows of (o, lse) as one uint8 message [T, H * (D * e + 4)] (`out`); one message, not two."""
     o_bytes = o_THD.flatten(1).contiguous().view(torch.uint8)
     lse_bytes = lse_TH.float().contiguous().view(torch.uint8)
-    return torch.cat((o_bytes, lse_bytes), dim=1)
+    return torch.cat((o_bytes, lse_bytes), dim=1, out=out)
 
 
 def packed_row_bytes(num_heads: int, head_dim: int, element_bytes: int) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from csps.attention.backends import Merge
 from csps.attention.merge import packed_row_bytes, unpack
+from csps.attention.messages import by_peer
 from csps.parallel.collectives import SequenceComm
 from csps.parallel.upload import upload
 
@@ -54,8 +55,8 @@ class QueryExchange:
         asked_NHD = q_THD.new_empty(sum(self._num_asked.values()), num_heads, head_dim)
         queries = self._comm.exchange(
             "query",
-            _by_peer(q_THD[self._rows_M], self._num_shipped),
-            _by_peer(asked_NHD, self._num_asked),
+            by_peer(q_THD[self._rows_M], self._num_shipped),
+            by_peer(asked_NHD, self._num_asked),
         )
         o_THD = torch.empty(q_THD.shape, dtype=torch.float32, device=q_THD.device)
         lse_TH = o_THD.new_empty(o_THD.shape[:2])
@@ -68,14 +69,9 @@ class QueryExchange:
         replies_MB = q_THD.new_empty(len(self._rows_M), row_bytes, dtype=torch.uint8)
         self._comm.exchange(
             "partial",
-            _by_peer(answers_NB, self._num_asked),
-            _by_peer(replies_MB, self._num_shipped),
+            by_peer(answers_NB, self._num_asked),
+            by_peer(replies_MB, self._num_shipped),
         ).wait()
         out_THD = q_THD.new_empty(q_THD.shape)
         self._merge(replies_MB, out_THD, (o_THD, lse_TH))
         return out_THD
-
-
-def _by_peer(rows: Tensor, sizes: Mapping[int, int]) -> dict[int, Tensor]:
-    """Rows of each peer, which lie behind one another, without a copy."""
-    return dict(zip(sizes, rows.split(list(sizes.values())), strict=True)) if sizes else {}

@@ -5,17 +5,19 @@ all-to-all gives every rank all rows of its own heads, attention runs there, a s
 brings the outputs back. Sent per rank and layer: (P - 1)/P (S/P)(2q + k) bytes, where every
 KV head has its own rank; ranks that share a KV head each get a copy of its k and v.
 
-Suffixes: T own rows, N rows of all ranks, H, K heads of the mesh row, h, k own heads, D head dim.
+Suffixes: T own rows, N rows of all ranks, H, K heads of the mesh row, h, k own heads,
+W h + 2 k, M heads of messages, all rows', D head dim.
 """
 
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 
+from csps.attention.backends import HeadMessages
 from csps.attention.heads import HeadsAttention
 from csps.attention.kv import KVSlots
+from csps.attention.messages import by_peer
 from csps.core.heads import AxisHeads
 from csps.parallel.collectives import SequenceComm
 
@@ -34,49 +36,41 @@ class Ulysses:
         slots: KVSlots,
         comm: SequenceComm,
         heads: AxisHeads,
+        messages: HeadMessages,
         bounds: Sequence[int],
     ) -> None:
         self._attention, self._slots, self._comm = attention, slots, comm
-        self._own = heads.parts[comm.rank]
+        self._messages, self._own = messages, heads.parts[comm.rank]
         self._rows = [slice(*pair) for pair in pairwise(bounds)]
         self._num_rows = bounds[-1]
-        self._queries = [heads.queries(peer) for peer in range(comm.size)]
-        self._keys = [heads.keys(peer) for peer in range(comm.size)]
+        # Of each other rank.
+        self._num_heads = {
+            peer: part.num_heads for peer, part in enumerate(heads.parts) if peer != comm.rank
+        }
 
     def __call__(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
         """Store the K and V of own heads, then attend; o [T, H, D] in q's dtype.
 
         T may be 0: the other ranks still need this one.
         """
-        own, rank = self._own, self._comm.rank
-        head_dim = q_THD.shape[2]
-        heads = own.num_heads + 2 * own.num_kv_heads
-        all_NXD = q_THD.new_empty(self._num_rows, heads, head_dim)
-        parts = {
-            peer: torch.cat((q_THD[:, queries], k_TKD[:, keys], v_TKD[:, keys]), dim=1)
-            for peer, (queries, keys) in enumerate(zip(self._queries, self._keys, strict=True))
-        }
-        all_NXD[self._rows[rank]] = parts.pop(rank)
-        self._exchange(parts, {peer: all_NXD[rows] for peer, rows in enumerate(self._rows)})
-        q_NhD, k_NkD, v_NkD = all_NXD.split(
+        own, own_rows, messages = self._own, self._rows[self._comm.rank], self._messages
+        num_tokens, _, head_dim = q_THD.shape
+        all_NWD = q_THD.new_empty(self._num_rows, own.num_qkv_heads, head_dim)
+        outgoing = messages.pack_qkv(q_THD, k_TKD, v_TKD, all_NWD[own_rows])
+        self._comm.exchange("ulysses", outgoing, self._by_rows(all_NWD)).wait()
+        q_NhD, k_NkD, v_NkD = all_NWD.split(
             [own.num_heads, own.num_kv_heads, own.num_kv_heads], dim=1
         )
         if own.num_kv_heads:
             self._slots.store.write(layer, self._slots.slots_T, k_NkD, v_NkD)
         o_NhD = self._attention(layer, q_NhD, k_NkD, v_NkD)
 
-        out_THD = torch.empty_like(q_THD)
-        returned = {
-            peer: q_THD.new_empty(len(q_THD), queries.stop - queries.start, head_dim)
-            for peer, queries in enumerate(self._queries)
-        }
-        self._exchange({peer: o_NhD[rows] for peer, rows in enumerate(self._rows)}, returned)
-        returned[rank] = o_NhD[self._rows[rank]]
-        for peer, queries in enumerate(self._queries):
-            out_THD[:, queries] = returned[peer]
-        return out_THD
+        sizes = {peer: num_tokens * heads for peer, heads in self._num_heads.items()}
+        received_MD = q_THD.new_empty(sum(sizes.values()), head_dim)
+        incoming = by_peer(received_MD, sizes)
+        self._comm.exchange("ulysses", self._by_rows(o_NhD), incoming).wait()
+        return messages.unpack_outputs(received_MD, o_NhD[own_rows])
 
-    def _exchange(self, outgoing: dict[int, Tensor], incoming: dict[int, Tensor]) -> None:
-        for messages in (outgoing, incoming):
-            messages.pop(self._comm.rank, None)
-        self._comm.exchange("ulysses", outgoing, incoming).wait()
+    def _by_rows(self, all_NXD: Tensor) -> dict[int, Tensor]:
+        """Of each other rank's rows, without a copy."""
+        return {peer: all_NXD[self._rows[peer]] for peer in self._num_heads}

@@ -29,6 +29,11 @@ class HeadPart(NamedTuple):
     def num_heads(self) -> int:
         return self.num_kv_heads * self.group_size
 
+    @property
+    def num_qkv_heads(self) -> int:
+        """Query heads, and KV heads once for keys and once for values."""
+        return self.num_heads + 2 * self.num_kv_heads
+
     def split(self, num_parts: int) -> list["HeadPart"]:
         """Cut into `num_parts` parts of nearly equal size, in order of heads.
 

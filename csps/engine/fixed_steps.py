@@ -208,7 +208,13 @@ class _Helix:
             slots_T=self._rows.slots.slots_T,
         )
         attend = Helix(
-            batch, self._held, placed.pool, lane.sequence, placed.kernels.merge, placed.heads
+            batch,
+            self._held,
+            placed.pool,
+            lane.sequence,
+            placed.kernels.merge,
+            placed.heads,
+            placed.messages,
         )
         self.inputs = _with_heads(self._rows.inputs(attend, None), placed)
 
@@ -240,7 +246,8 @@ class _ByHead:
             return
         bounds = [peer * num_rows // num_ranks for peer in range(num_ranks + 1)]
         self._part = slice(bounds[rank], bounds[rank + 1])
-        ulysses = Ulysses(attend, self._rows.slots, lane.sequence, placed.heads, bounds)
+        slots = self._rows.slots
+        ulysses = Ulysses(attend, slots, lane.sequence, placed.heads, placed.messages, bounds)
         self.inputs = self._rows.inputs(ulysses, None, self._part)
 
     def load(self, plan: StepPlan, tables: Tables) -> list[SampleRow]:

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from csps.attention.backends import Kernels, RotateRows
+from csps.attention.backends import HeadMessages, Kernels, RotateRows
 from csps.attention.decode import query_ship
 from csps.attention.heads import heads_attention
 from csps.attention.helix import Helix
@@ -52,7 +52,10 @@ class PlacedAttention(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TokensAttention:
-    """KV by token range over the sequence axis: rank `rank` of `num_ranks` there."""
+    """KV by token range over the sequence axis: rank `rank` of `num_ranks` there.
+
+    `messages`: of `heads` on this rank.
+    """
 
     rank: int
     num_ranks: int
@@ -60,6 +63,7 @@ class TokensAttention:
     kernels: Kernels
     csa: CsaConfig
     heads: AxisHeads
+    messages: HeadMessages
     shape: KVShape
     device: torch.device
 
@@ -98,7 +102,15 @@ class TokensAttention:
             plan, tables, self.rank, self.num_ranks, self.pool.scratch_slot, self.device
         )
         attend = self.kernels.paged_decode(self.pool, shards)
-        attention = Helix(batch, attend, self.pool, lane.sequence, self.kernels.merge, self.heads)
+        attention = Helix(
+            batch,
+            attend,
+            self.pool,
+            lane.sequence,
+            self.kernels.merge,
+            self.heads,
+            self.messages,
+        )
         tokens = token_batch(plan, None, self.device)
         return StepInputs(tokens, _rotate(self.kernels, plan, lane, tokens, None), attention)
 
@@ -110,11 +122,15 @@ def attend_with_no_heads(layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor
 
 @dataclass(frozen=True, slots=True)
 class HeadsSharded:
-    """KV by head over all ranks: this rank's is that of its part of `heads`."""
+    """KV by head over all ranks: this rank's is that of its part of `heads`.
+
+    `messages`: of `heads` on this rank.
+    """
 
     pool: KVPool
     kernels: Kernels
     heads: AxisHeads
+    messages: HeadMessages
     device: torch.device
 
     def inputs(self, plan: StepPlan, tables: Tables, lane: LaneEngine) -> StepInputs:
@@ -127,7 +143,7 @@ class HeadsSharded:
             rotate = _rotate(self.kernels, plan, lane, tokens, slots)
             return StepInputs(tokens, rotate, attention)
         bounds = [peer * tokens.num_tokens // num_ranks for peer in range(num_ranks + 1)]
-        ulysses = Ulysses(attention, slots, lane.sequence, self.heads, bounds)
+        ulysses = Ulysses(attention, slots, lane.sequence, self.heads, self.messages, bounds)
         part = tokens.part(bounds[rank], bounds[rank + 1])
         return StepInputs(part, _rotate(self.kernels, plan, lane, part, None), ulysses)
 

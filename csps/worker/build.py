@@ -176,9 +176,12 @@ def _placed_attention(
     setup: WorkerSetup, mesh: Mesh, parts: _Parts, pool: KVPool, kernels: Kernels, shape: KVShape
 ) -> TokensAttention | HeadsSharded:
     heads = AxisHeads(parts.resident.heads, tuple(part.heads for part in parts.columns))
+    messages = kernels.messages(heads, mesh.s, mesh.device)
     if setup.placement is Placement.HEADS:
-        return HeadsSharded(pool, kernels, heads, mesh.device)
-    return TokensAttention(mesh.s, mesh.sp, pool, kernels, setup.csa, heads, shape, mesh.device)
+        return HeadsSharded(pool, kernels, heads, messages, mesh.device)
+    return TokensAttention(
+        mesh.s, mesh.sp, pool, kernels, setup.csa, heads, messages, shape, mesh.device
+    )
 
 
 def _lane_engine(

@@ -2,7 +2,7 @@
 
 Suffixes: T tokens, H query heads, K KV heads, G query heads of a KV head, R rows of an item, D
 head dim, I items (a tile of a KV head), N tiles or rows of a decode step, E probes, B tokens of a
-page, J blocks, M partial outputs.
+page, J blocks, M partial outputs or heads of messages, W heads of one rank's message.
 """
 
 import statistics
@@ -22,6 +22,7 @@ from csps.attention.backends import (
     FixedDecode,
     Kernels,
     Merge,
+    Messages,
     PagedDecode,
     PageLists,
     Partial,
@@ -31,10 +32,11 @@ from csps.attention.backends import (
 from csps.attention.backends.torch_cpu import cpu_kernels
 from csps.attention.int8 import quantize
 from csps.attention.kv import KVSlots, KVStore
-from csps.attention.merge import pack
+from csps.attention.merge import pack, packed_row_bytes, unpack
 from csps.attention.score import BlockKeys
 from csps.attention.select import Rows
 from csps.attention.shards import Run
+from csps.core.heads import AxisHeads, all_heads
 from csps.worker.trial_inputs import Inputs
 
 # Of bf16 against fp32, on normal inputs.
@@ -189,6 +191,42 @@ def _merge(kernel: Merge, inputs: Inputs) -> Call:
     return call
 
 
+def _messages(kernel: Messages, inputs: Inputs) -> Call:
+    """One of two ranks in a decode step: what it packs, and what it makes of such messages."""
+    num_rows = inputs.size.num_rows
+    q_THD = inputs.queries()[:num_rows]
+    # Distinct, and as strided as v of the projections.
+    k_TKD, v_TKD = (inputs.q_TKGD[:num_rows, :, 0] * factor for factor in (2.0, 3.0))
+    resident = all_heads(q_THD.shape[1], k_TKD.shape[1])
+    heads = AxisHeads(resident, tuple(resident.split(2)))
+    own, other = heads.parts
+    messages = kernel(heads, 0, q_THD.device)
+    head_dim = q_THD.shape[2]
+    own_TWD = q_THD.new_empty(num_rows, own.num_qkv_heads, head_dim)
+    lse_NH = q_THD[..., 0].float().contiguous()
+    queries, keys = heads.queries(0), heads.keys(0)
+    o_ThD = q_THD[:, queries].contiguous()
+    own_rows = num_rows, packed_row_bytes(own.num_heads, head_dim, q_THD.element_size())
+    own_NB = o_ThD.new_empty(own_rows, dtype=torch.uint8)
+    others_MD = q_THD[:, heads.queries(1)].contiguous().view(-1, head_dim)
+
+    def call() -> list[Tensor]:
+        sent = messages.pack_qkv(q_THD, k_TKD, v_TKD, own_TWD)[1].view(-1, head_dim)
+        all_TXD = messages.unpack_qkv(sent, own_TWD)
+        to_all = messages.own_qkv(q_THD[:, queries], k_TKD[:, keys], v_TKD[:, keys])
+        rows = messages.pack_partials(q_THD, lse_NH, own_NB)[1], own_NB
+        partials = [
+            x
+            for packed, part in zip(rows, (other, own), strict=True)
+            if part.num_heads
+            for x in unpack(packed.view(num_rows, -1), part.num_heads, head_dim, q_THD.dtype)
+        ]
+        out_THD = messages.unpack_outputs(others_MD, o_ThD)
+        return [own_TWD, sent, all_TXD, to_all, *partials, out_THD]
+
+    return call
+
+
 # By field of Kernels.
 TRIALS: Mapping[str, Callable[[Any, Inputs], Call]] = {
     "rotate": _rotate,
@@ -199,6 +237,7 @@ TRIALS: Mapping[str, Callable[[Any, Inputs], Call]] = {
     "choose": _choose,
     "paged_decode": _paged_decode,
     "merge": _merge,
+    "messages": _messages,
 }
 
 

@@ -1,4 +1,4 @@
-"""Kernels behind interfaces: contiguous keys, pages, the diagonal of tiles, decode, its merge."""
+"""Kernels behind interfaces: rotation, attention of every kind, its merge, messages by head."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -11,6 +11,7 @@ from csps.attention.kv import KVSlots, KVStore
 from csps.attention.score import BlockKeys
 from csps.attention.select import Rows
 from csps.attention.shards import Run
+from csps.core.heads import AxisHeads
 
 
 class Partial(Protocol):
@@ -198,6 +199,57 @@ class Rotate(Protocol):
         ...
 
 
+class HeadMessages(Protocol):
+    """Messages between the ranks of one axis, each about the heads of one of them.
+
+    Rank p has h_p of the axis' H query heads and k_p of its K KV heads, either may be 0, and ranks
+    may share a KV head. Its message [T, W_p, D] has its queries, keys and values side by side: W_p
+    = h_p + 2 k_p. Those to the other ranks are contiguous and by rank; those from them lie behind
+    one another in one buffer, in order of rank. This rank's own heads (h, k, W without p) are in
+    no message. T may be 0. Ranks may have messages of different backends: what is in them is the
+    same. Nothing waits for the device.
+    """
+
+    def pack_qkv(
+        self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, own_TWD: Tensor
+    ) -> dict[int, Tensor]:
+        """Everyone's heads of these tokens, to each other rank [T, W_p, D]; fills own [T, W, D].
+
+        Only D must be contiguous, but all of `own`.
+        """
+        ...
+
+    def own_qkv(self, q_ThD: Tensor, k_TkD: Tensor, v_TkD: Tensor) -> Tensor:
+        """[T, W, D] of own heads, one message to all."""
+        ...
+
+    def unpack_qkv(self, received_MD: Tensor, own_TWD: Tensor) -> Tensor:
+        """[T, H + 2 K, D], all heads of these tokens, from everyone's own_qkv.
+
+        received [sum of T W_p, D]. Of a KV head that ranks share, any of theirs.
+        """
+        ...
+
+    def pack_partials(self, o_NHD: Tensor, lse_NH: Tensor, own_NB: Tensor) -> dict[int, Tensor]:
+        """Packed rows (csps.attention.merge) of everyone's heads; fills own [N, h (D e + 4)].
+
+        To each other rank N h_p (D e + 4) bytes. o as `DecodeRows` fills it, lse fp32.
+        """
+        ...
+
+    def unpack_outputs(self, received_MD: Tensor, own_ThD: Tensor) -> Tensor:
+        """[T, H, D] of these tokens, from everyone's [T, h_p, D]: received [sum of T h_p, D]."""
+        ...
+
+
+class Messages(Protocol):
+    """Messages by head: what steers the kernels is on the device once and for all."""
+
+    def __call__(self, heads: AxisHeads, rank: int, device: torch.device) -> HeadMessages:
+        """Prepare those of rank `rank` of the axis that has `heads`."""
+        ...
+
+
 class Kernels(NamedTuple):
     """What one device attends with."""
 
@@ -209,3 +261,4 @@ class Kernels(NamedTuple):
     choose: Choose
     paged_decode: PagedDecode
     merge: Merge
+    messages: Messages

@@ -9,6 +9,7 @@ from torch import Tensor
 from csps.attention.backends import Kernels
 from csps.attention.backends.block_sparse_cpu import BlockSparseCpu
 from csps.attention.merge import merge_rows
+from csps.attention.messages import HeadMessages
 from csps.attention.rotate import rotate_rows
 from csps.attention.runs import RowByRow
 from csps.attention.score import score_rows
@@ -80,4 +81,5 @@ def cpu_kernels(*, upcast: bool, num_threads: int) -> Kernels:
         choose=keep_by_mass,
         paged_decode=RowByRow(partial),
         merge=merge_rows,
+        messages=HeadMessages,
     )

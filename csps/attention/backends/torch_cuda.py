@@ -11,6 +11,7 @@ from torch import Tensor
 
 from csps.attention.backends import Kernels, PageLists
 from csps.attention.merge import merge_rows
+from csps.attention.messages import HeadMessages
 from csps.attention.rotate import rotate_rows
 from csps.attention.runs import RowByRow
 from csps.attention.score import score_rows
@@ -62,4 +63,5 @@ KERNELS = Kernels(
     choose=keep_by_mass,
     paged_decode=RowByRow(partial),
     merge=merge_rows,
+    messages=HeadMessages,
 )
