@@ -1,11 +1,12 @@
-"""Messages of an all-to-all, written and read in one launch for all peers.
+"""Messages of all-to-alls by head, written and read in one launch for all peers.
 
-Two kinds. Rows of partial outputs: each row's o and its log-sum-exps behind one another, as
-csps.attention.merge packs them. Heads of tokens (Ulysses): for each peer its heads of q, k and v
-of all tokens. Messages of all peers lie behind one another in one buffer, whose slices are sent.
+A table names, for every head of every peer's message, where it comes from or goes to; it is the
+same in every layer. Messages of the peers lie behind one another in one buffer, whose slices are
+sent. What a rank has for itself is no message: it lies apart, in `own`, so that it may be written
+to where it is wanted and read from where it was computed.
 
-Suffixes: T rows here, N rows of messages, H heads, K KV heads, D head dim, C columns (a head of
-one peer's message), X bytes.
+Suffixes: T tokens, N rows, H heads, K KV heads, D head dim, C columns (a head of one peer), W heads
+of `own` or 4-byte words, M heads of messages, all tokens', X bytes.
 """
 
 from collections.abc import Sequence
@@ -20,123 +21,36 @@ from torch import Tensor
 PROGRAM_ELEMENTS = 4096
 
 
-@triton.jit(do_not_specialize=["num_heads"])
-def _copy_partials(
-    o_ptr,
-    lse_ptr,
-    rows_ptr,
-    o_message_ptr,
-    lse_message_ptr,
-    num_heads,
-    o_row_stride,
-    lse_row_stride,
-    o_message_stride,
-    lse_message_stride,
-    DIM: tl.constexpr,
-    HEADS: tl.constexpr,
-    DIMS: tl.constexpr,
-    UNPACK: tl.constexpr,
-):
-    """One program: HEADS heads of one row, into its message or out of it.
-
-    The message as seen through o's type and through fp32: log-sum-exps begin behind o.
-    """
-    row = tl.program_id(0).to(tl.int64)
-    place = tl.load(rows_ptr + row).to(tl.int64)
-    heads_H = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
-    dims_D = tl.arange(0, DIMS)
-    is_head_H = heads_H < num_heads
-    is_HD = is_head_H[:, None] & (dims_D < DIM)[None, :]
-    in_row_HD = heads_H[:, None] * DIM + dims_D[None, :]
-    o_HD = o_ptr + place * o_row_stride + in_row_HD
-    lse_H = lse_ptr + place * lse_row_stride + heads_H
-    o_message_HD = o_message_ptr + row * o_message_stride + in_row_HD
-    lse_message_H = lse_message_ptr + row * lse_message_stride
-    lse_message_H += lse_message_stride - num_heads + heads_H
-    if UNPACK:
-        part_HD = tl.load(o_message_HD, mask=is_HD)
-        tl.store(o_HD, part_HD.to(o_ptr.dtype.element_ty), mask=is_HD)
-        tl.store(lse_H, tl.load(lse_message_H, mask=is_head_H), mask=is_head_H)
-    else:
-        part_HD = tl.load(o_HD, mask=is_HD)
-        tl.store(o_message_HD, part_HD.to(o_message_ptr.dtype.element_ty), mask=is_HD)
-        tl.store(lse_message_H, tl.load(lse_H, mask=is_head_H), mask=is_head_H)
-
-
-def pack_partials(o_THD: Tensor, lse_TH: Tensor, rows_N: Tensor, dtype: torch.dtype) -> Tensor:
-    """uint8 [N, H * (D * e + 4)]: rows `rows_N` of o, as `dtype`, and of lse (fp32).
-
-    Rows of o and lse may lie apart, what is in a row may not; rows_N holds integers. H * D * e is
-    a multiple of 4. Twin: csps_kernels.twins.pack.
-    """
-    num_heads, head_dim = o_THD.shape[1:]
-    row_bytes = num_heads * (head_dim * dtype.itemsize + 4)
-    message_NX = torch.empty(len(rows_N), row_bytes, dtype=torch.uint8, device=o_THD.device)
-    _launch_partials(o_THD, lse_TH, rows_N, message_NX, dtype, unpack=False)
-    return message_NX
-
-
-def unpack_partials(
-    message_NX: Tensor, rows_N: Tensor, dtype: torch.dtype, o_THD: Tensor, lse_TH: Tensor
-) -> None:
-    """Rows of `pack_partials` to the distinct rows `rows_N` of o (any dtype) and lse (fp32)."""
-    _launch_partials(o_THD, lse_TH, rows_N, message_NX, dtype, unpack=True)
-
-
-def _launch_partials(
-    o_THD: Tensor,
-    lse_TH: Tensor,
-    rows_N: Tensor,
-    message_NX: Tensor,
-    dtype: torch.dtype,
-    *,
-    unpack: bool,
-) -> None:
-    num_heads, head_dim = o_THD.shape[1:]
-    assert o_THD.stride()[1:] == (head_dim, 1)
-    assert lse_TH.stride(1) == 1
-    if not message_NX.numel():
-        return
-    o_message, lse_message = message_NX.view(dtype), message_NX.view(torch.float32)
-    dims = triton.next_power_of_2(head_dim)
-    heads = min(triton.next_power_of_2(num_heads), max(PROGRAM_ELEMENTS // dims, 1))
-    _copy_partials[(len(rows_N), triton.cdiv(num_heads, heads))](
-        o_THD,
-        lse_TH,
-        rows_N,
-        o_message,
-        lse_message,
-        num_heads,
-        o_THD.stride(0),
-        lse_TH.stride(0),
-        o_message.stride(0),
-        lse_message.stride(0),
-        DIM=head_dim,
-        HEADS=heads,
-        DIMS=dims,
-        UNPACK=unpack,
-    )
-
-
 class HeadColumns(NamedTuple):
-    """Where each head of each peer's message comes from, or goes to; the same in every layer.
+    """Where each head of each peer comes from, or goes to.
 
-    `table`: int32 [C, 4] on the device: head of the sources placed side by side, heads of all
-    tokens in messages before this one, heads per token in this one, place among these.
+    `table`: int32 [C, 4] on the device: head of the sources placed side by side, heads of a token
+    in messages before this one (-1: this one is `own`), heads of a token in this one, place among
+    these. `num_sent`: heads of a token in all messages; `num_own`: in `own`.
     """
 
     table: Tensor
-    widths: tuple[int, ...]  # heads per token, by peer
+    num_sent: int
+    num_own: int
 
 
-def head_columns(heads_by_peer: Sequence[Sequence[int]], device: torch.device) -> HeadColumns:
-    """`heads_by_peer[p]`: what the message of peer p holds of each token, in its order."""
-    rows, before = [], 0
-    for heads in heads_by_peer:
-        rows += [(head, before, len(heads), place) for place, head in enumerate(heads)]
-        before += len(heads)
+def head_columns(
+    heads_by_peer: Sequence[Sequence[int]], own: int, device: torch.device, *, once: bool = False
+) -> HeadColumns:
+    """`heads_by_peer[p]`: what peer p's message holds of each token, in order; that of `own` stays.
+
+    `once`: a head that several peers have is the first one's, so that no two programs write it.
+    """
+    rows, before, seen = [], 0, set()
+    for peer, heads in enumerate(heads_by_peer):
+        at = -1 if peer == own else before
+        for place, head in enumerate(heads):
+            if not (once and head in seen):
+                rows.append((head, at, len(heads), place))
+            seen.add(head)
+        before += 0 if peer == own else len(heads)
     table = torch.tensor(rows, dtype=torch.int32).view(-1, 4)
-    return HeadColumns(table.to(device), tuple(len(heads) for heads in heads_by_peer))
+    return HeadColumns(table.to(device), before, len(heads_by_peer[own]))
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_first", "num_second"])
@@ -146,6 +60,7 @@ def _copy_heads(
     third_ptr,
     table_ptr,
     message_ptr,
+    own_ptr,
     num_tokens,
     num_first,
     num_second,
@@ -157,63 +72,95 @@ def _copy_heads(
     DIMS: tl.constexpr,
     UNPACK: tl.constexpr,
 ):
-    """One program: one head of TOKENS tokens, into its peer's message or out of it."""
+    """One program: one head of TOKENS tokens, into its peer's message or out of it.
+
+    Each tensor has a branch with its load or store: a pointer to one of several would be read or
+    stored to 2 bytes at a time.
+    """
     tokens_T = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     dims_D = tl.arange(0, DIMS)
     is_TD = (tokens_T < num_tokens)[:, None] & (dims_D < DIM)[None, :]
     row = table_ptr + tl.program_id(1) * 4
     head, before = tl.load(row), tl.load(row + 1).to(tl.int64)
     width, column = tl.load(row + 2), tl.load(row + 3)
-    in_message_T = before * num_tokens + tokens_T * width + column
-    message_TD = message_ptr + in_message_T[:, None] * DIM + dims_D[None, :]
+    is_own = before < 0
+    in_message_TD = (tokens_T * width + column)[:, None] * DIM + dims_D[None, :]
+    message_ptr += before * num_tokens * DIM
     if UNPACK:
-        # Into one tensor: a pointer to one of three would be stored to 2 bytes at a time.
-        places_T = first_ptr + tokens_T * first_strides[0] + head * first_strides[1]
-        tl.store(places_T[:, None] + dims_D[None, :], tl.load(message_TD, mask=is_TD), mask=is_TD)
+        if is_own:
+            part_TD = tl.load(own_ptr + in_message_TD, mask=is_TD)
+        else:
+            part_TD = tl.load(message_ptr + in_message_TD, mask=is_TD)
+        places_T = tokens_T * first_strides[0] + head * first_strides[1]
+        tl.store(first_ptr + places_T[:, None] + dims_D[None, :], part_TD, mask=is_TD)
     else:
-        # One of three tensors: a program's head is in exactly one.
+        # A program's head is in exactly one of three tensors.
         if head < num_first:
-            places_T = first_ptr + tokens_T * first_strides[0] + head * first_strides[1]
+            places_T = tokens_T * first_strides[0] + head * first_strides[1]
+            part_TD = tl.load(first_ptr + places_T[:, None] + dims_D[None, :], mask=is_TD)
         elif head < num_first + num_second:
             head -= num_first
-            places_T = second_ptr + tokens_T * second_strides[0] + head * second_strides[1]
+            places_T = tokens_T * second_strides[0] + head * second_strides[1]
+            part_TD = tl.load(second_ptr + places_T[:, None] + dims_D[None, :], mask=is_TD)
         else:
             head -= num_first + num_second
-            places_T = third_ptr + tokens_T * third_strides[0] + head * third_strides[1]
-        tl.store(message_TD, tl.load(places_T[:, None] + dims_D[None, :], mask=is_TD), mask=is_TD)
+            places_T = tokens_T * third_strides[0] + head * third_strides[1]
+            part_TD = tl.load(third_ptr + places_T[:, None] + dims_D[None, :], mask=is_TD)
+        if is_own:
+            tl.store(own_ptr + in_message_TD, part_TD, mask=is_TD)
+        else:
+            tl.store(message_ptr + in_message_TD, part_TD, mask=is_TD)
 
 
-def pack_heads(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, columns: HeadColumns) -> Tensor:
-    """Messages to all peers, of q's dtype, behind one another: [T * C, D].
+def pack_heads(
+    q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, columns: HeadColumns, own_TWD: Tensor
+) -> Tensor:
+    """Messages to the other peers, of q's dtype, behind one another: [M, D]; fills `own`.
 
     Heads of `columns` count those of q, k and v one behind the other; a head may go to several
-    peers. Peer p's message is [T, widths[p], D]. Only D must be contiguous. Twin:
+    peers. A message is [T, its heads, D]. Only D must be contiguous, but all of `own`. Twin:
     csps_kernels.twins.pack.
     """
     num_tokens, _, head_dim = q_THD.shape
-    message = q_THD.new_empty(num_tokens * len(columns.table), head_dim)
-    _launch_heads((q_THD, k_TKD, v_TKD), columns, message, unpack=False)
-    return message
+    message_MD = q_THD.new_empty(num_tokens * columns.num_sent, head_dim)
+    _launch_heads((q_THD, k_TKD, v_TKD), columns, message_MD, own_TWD, unpack=False)
+    return message_MD
 
 
-def unpack_heads(message: Tensor, columns: HeadColumns, out_THD: Tensor) -> None:
-    """Messages of `pack_heads`'s form into out's heads; none may be in two of them."""
-    _launch_heads((out_THD, out_THD[:, :0], out_THD[:, :0]), columns, message, unpack=True)
+def unpack_heads(
+    message_MD: Tensor, columns: HeadColumns, own_TWD: Tensor, out_THD: Tensor
+) -> None:
+    """Messages of `pack_heads`'s form, and `own`, into out's heads; `columns` has each only once.
+
+    Only D of out must be contiguous.
+    """
+    none_T0D = out_THD[:, :0]
+    tensors = out_THD, none_T0D, none_T0D
+    _launch_heads(tensors, columns, message_MD, own_TWD, unpack=True)
 
 
 def _launch_heads(
-    tensors: tuple[Tensor, Tensor, Tensor], columns: HeadColumns, message: Tensor, *, unpack: bool
+    tensors: tuple[Tensor, Tensor, Tensor],
+    columns: HeadColumns,
+    message_MD: Tensor,
+    own_TWD: Tensor,
+    *,
+    unpack: bool,
 ) -> None:
     num_tokens, _, head_dim = tensors[0].shape
     assert all(x.stride(2) == 1 for x in tensors)
-    if not message.numel():
+    assert message_MD.is_contiguous()
+    assert message_MD.shape == (num_tokens * columns.num_sent, head_dim)
+    assert own_TWD.is_contiguous()
+    assert own_TWD.shape == (num_tokens, columns.num_own, head_dim)
+    if not num_tokens or not len(columns.table):
         return
-    dims = triton.next_power_of_2(head_dim)
-    tokens = min(triton.next_power_of_2(num_tokens), max(PROGRAM_ELEMENTS // dims, 1))
+    tokens, dims = _tile(num_tokens, head_dim)
     _copy_heads[(triton.cdiv(num_tokens, tokens), len(columns.table))](
         *tensors,
         columns.table,
-        message,
+        message_MD,
+        own_TWD,
         num_tokens,
         *(x.shape[1] for x in tensors[:2]),
         *(x.stride()[:2] for x in tensors),
@@ -222,3 +169,93 @@ def _launch_heads(
         DIMS=dims,
         UNPACK=unpack,
     )
+
+
+def _tile(num_rows: int, head_dim: int) -> tuple[int, int]:
+    """Rows and dims of a program, powers of 2."""
+    dims = triton.next_power_of_2(head_dim)
+    return min(triton.next_power_of_2(num_rows), max(PROGRAM_ELEMENTS // dims, 1)), dims
+
+
+# Own rows begin behind other ranks', seldom at a multiple of 16 bytes.
+@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=["own_ptr"])
+def _copy_partials(
+    o_ptr,
+    lse_ptr,
+    table_ptr,
+    message_ptr,
+    own_ptr,
+    num_rows,
+    o_row_stride,
+    lse_row_stride,
+    DIM: tl.constexpr,
+    ROWS: tl.constexpr,
+    DIMS: tl.constexpr,
+):
+    """One program: one head of ROWS rows, into its peer's message.
+
+    All of it seen as 4-byte words, an lse being one and DIM a head's o. In each row of a message
+    log-sum-exps begin behind o.
+    """
+    rows_N = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    dims_D = tl.arange(0, DIMS)
+    is_row_N = rows_N < num_rows
+    is_ND = is_row_N[:, None] & (dims_D < DIM)[None, :]
+    row = table_ptr + tl.program_id(1) * 4
+    head, before = tl.load(row), tl.load(row + 1).to(tl.int64)
+    width, column = tl.load(row + 2), tl.load(row + 3)
+    o_ND = o_ptr + (rows_N * o_row_stride + head * DIM)[:, None] + dims_D[None, :]
+    part_ND = tl.load(o_ND, mask=is_ND)
+    lse_N = tl.load(lse_ptr + rows_N * lse_row_stride + head, mask=is_row_N)
+    in_message_N = rows_N * width * (DIM + 1)
+    o_at_ND = (in_message_N + column * DIM)[:, None] + dims_D[None, :]
+    lse_at_N = in_message_N + width * DIM + column
+    if before < 0:
+        tl.store(own_ptr + o_at_ND, part_ND, mask=is_ND)
+        tl.store(own_ptr + lse_at_N, lse_N, mask=is_row_N)
+    else:
+        message_ptr += before * num_rows * (DIM + 1)
+        tl.store(message_ptr + o_at_ND, part_ND, mask=is_ND)
+        tl.store(message_ptr + lse_at_N, lse_N, mask=is_row_N)
+
+
+def pack_partials(o_NHD: Tensor, lse_NH: Tensor, columns: HeadColumns, own_NX: Tensor) -> Tensor:
+    """Messages to the other peers, uint8 [X], behind one another; fills `own`, uint8.
+
+    Each is [N, h * (D * e + 4)] of its h heads: o of e bytes an element, then lse (fp32), as
+    csps.attention.merge packs rows. Rows of o and lse may lie apart, what is in a row may not;
+    `own` is contiguous. Rows of o, a head of it and `own` begin at multiples of 4 bytes. Twin:
+    csps_kernels.twins.pack.
+    """
+    num_rows, _, head_dim = o_NHD.shape
+    head_bytes = head_dim * o_NHD.element_size() + 4
+    assert lse_NH.dtype == torch.float32
+    assert own_NX.is_contiguous()
+    assert own_NX.shape == (num_rows, columns.num_own * head_bytes)
+    size = num_rows * columns.num_sent * head_bytes
+    message_X = torch.empty(size, dtype=torch.uint8, device=o_NHD.device)
+    if not num_rows or not len(columns.table):
+        return message_X
+    assert o_NHD.stride()[1:] == (head_dim, 1)
+    assert lse_NH.stride(1) == 1
+    # Where own rows have no heads, they may begin anywhere.
+    own_X = own_NX.view(-1) if columns.num_own else message_X
+    o_NHW, lse_NH, message_W, own_W = (
+        x.view(torch.int32) for x in (o_NHD, lse_NH, message_X, own_X)
+    )
+    num_words = o_NHW.shape[2]
+    rows, dims = _tile(num_rows, num_words)
+    _copy_partials[(triton.cdiv(num_rows, rows), len(columns.table))](
+        o_NHW,
+        lse_NH,
+        columns.table,
+        message_W,
+        own_W,
+        num_rows,
+        o_NHW.stride(0),
+        lse_NH.stride(0),
+        DIM=num_words,
+        ROWS=rows,
+        DIMS=dims,
+    )
+    return message_X

@@ -7,7 +7,7 @@ import functools
 
 import torch
 
-from csps_kernels.pack import head_columns, pack_heads, pack_partials, unpack_heads, unpack_partials
+from csps_kernels.pack import head_columns, pack_heads, pack_partials, unpack_heads
 from csps_kernels.rope_store import Places, rope_store
 from scripts.bench_gpu.bench import Bench, Row
 
@@ -46,17 +46,13 @@ def _partials(bench: Bench, tokens: int) -> None:
     model = bench.sizes.model
     o = bench.normal(tokens, model.num_heads, model.head_dim)
     lse = bench.normal(tokens, model.num_heads, dtype=torch.float32)
-    rows = torch.randperm(tokens, generator=bench.generator, device=bench.device)
-    message = pack_partials(o, lse, rows, bench.dtype)
+    columns = head_columns(_by_peer(model.num_heads), 0, bench.device)
+    row_bytes = columns.num_own * (model.head_dim * bench.dtype.itemsize + 4)
+    own = torch.empty(tokens, row_bytes, device=bench.device, dtype=torch.uint8)
     bench.timed(
         f"pack_partials, {tokens} rows",
-        lambda: pack_partials(o, lse, rows, bench.dtype),
-        num_bytes=2 * message.nbytes + rows.nbytes,
-    )
-    bench.timed(
-        f"unpack_partials, {tokens} rows",
-        lambda: unpack_partials(message, rows, bench.dtype, o, lse),
-        num_bytes=2 * message.nbytes + rows.nbytes,
+        lambda: pack_partials(o, lse, columns, own),
+        num_bytes=2 * (o.nbytes + lse.nbytes),
     )
 
 
@@ -64,17 +60,21 @@ def _heads(bench: Bench, tokens: int) -> None:
     model = bench.sizes.model
     counts = model.num_heads, model.num_kv_heads, model.num_kv_heads
     parts = [bench.normal(tokens, count, model.head_dim) for count in counts]
-    by_peer = torch.arange(sum(counts)).tensor_split(NUM_PEERS)
-    columns = head_columns([peer.tolist() for peer in by_peer], bench.device)
-    message = pack_heads(*parts, columns)
-    out = torch.empty(tokens, sum(counts), model.head_dim, device=bench.device, dtype=bench.dtype)
+    columns = head_columns(_by_peer(sum(counts)), 0, bench.device)
+    own = parts[0].new_empty(tokens, columns.num_own, model.head_dim)
+    message = pack_heads(*parts, columns, own)
+    out = own.new_empty(tokens, sum(counts), model.head_dim)
     bench.timed(
         f"pack_heads, {tokens} tokens",
-        lambda: pack_heads(*parts, columns),
-        num_bytes=2 * message.nbytes,
+        lambda: pack_heads(*parts, columns, own),
+        num_bytes=2 * out.nbytes,
     )
     bench.timed(
         f"unpack_heads, {tokens} tokens",
-        lambda: unpack_heads(message, columns, out),
-        num_bytes=2 * message.nbytes,
+        lambda: unpack_heads(message, columns, own, out),
+        num_bytes=2 * out.nbytes,
     )
+
+
+def _by_peer(num_heads: int) -> list[list[int]]:
+    return [peer.tolist() for peer in torch.arange(num_heads).tensor_split(NUM_PEERS)]

@@ -1,7 +1,7 @@
 """Parity cases of the kernels that move data: merge, rotary embedding and store, messages.
 
 Suffixes: T rows or tokens, M partials, H query heads, K KV heads, G query heads of a KV head, D
-head dim, S slots, N rows of messages.
+head dim, S slots.
 """
 
 import functools
@@ -78,31 +78,34 @@ def _rope_store(bench: Bench, tokens: int, kv_heads: int, group: int, dim: int) 
 
 
 def _pack_partials(bench: Bench, rows: int, heads: int, dim: int) -> Pair:
-    """Packed, as bytes, and unpacked again."""
+    """Three peers, one of which has no head; the first ones' rows are own."""
     o_THD = bench.normal(rows, heads, dim)
     lse_TH = bench.normal(rows, heads, dtype=torch.float32)
-    rows_N = torch.randperm(rows, generator=bench.generator, device=bench.device)[: rows - 1]
+    num_own = heads // 2
+    by_peer = [range(num_own), range(0), range(num_own, heads)]
+    columns = pack.head_columns(by_peer, 0, bench.device)
+    row_bytes = num_own * (dim * bench.dtype.itemsize + 4)
 
     def run(module: Any) -> tuple[Tensor, ...]:
-        message = module.pack_partials(o_THD, lse_TH, rows_N, bench.dtype)
-        out, lse = torch.zeros_like(o_THD), torch.zeros_like(lse_TH)
-        module.unpack_partials(message, rows_N, bench.dtype, out, lse)
-        return message, out, lse
+        own = torch.zeros(rows, row_bytes, device=bench.device, dtype=torch.uint8)
+        return module.pack_partials(o_THD, lse_TH, columns, own), own
 
     return lambda: run(pack), lambda: run(pack_twin)
 
 
 def _pack_heads(bench: Bench, tokens: int, heads: int, kv_heads: int, dim: int) -> Pair:
-    """Two peers with half the heads each, of q, k and v."""
+    """Two peers with half the heads each, of q, k and v; there and back again."""
     total = heads + 2 * kv_heads
     counts = heads, kv_heads, kv_heads
     q_THD, k_TKD, v_TKD = (bench.normal(tokens, count, dim) for count in counts)
-    columns = pack.head_columns([range(total // 2), range(total // 2, total)], bench.device)
+    by_peer = [range(total // 2), range(total // 2, total)]
+    columns = pack.head_columns(by_peer, 1, bench.device)
 
     def run(module: Any) -> tuple[Tensor, ...]:
-        message = module.pack_heads(q_THD, k_TKD, v_TKD, columns)
-        out = torch.zeros(tokens, total, dim, device=bench.device, dtype=bench.dtype)
-        module.unpack_heads(message, columns, out)
-        return message, out
+        own = q_THD.new_zeros(tokens, columns.num_own, dim)
+        message = module.pack_heads(q_THD, k_TKD, v_TKD, columns, own)
+        out = q_THD.new_zeros(tokens, total, dim)
+        module.unpack_heads(message, columns, own, out)
+        return message, own, out
 
     return lambda: run(pack), lambda: run(pack_twin)

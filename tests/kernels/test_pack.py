@@ -1,4 +1,4 @@
-"""Messages of all-to-alls: the Triton kernels against torch, part by part, bit for bit."""
+"""Messages of all-to-alls: the Triton kernels against torch, column by column, bit for bit."""
 
 import pytest
 import torch
@@ -11,7 +11,6 @@ from csps_kernels.pack import (
     pack_heads,
     pack_partials,
     unpack_heads,
-    unpack_partials,
 )
 from csps_kernels.twins import pack as twin
 
@@ -21,76 +20,52 @@ def same(found: Tensor, expected: Tensor) -> None:
 
 
 def partials(
-    device: torch.device, dtype: torch.dtype, num_rows: int, num_heads: int, dim: int = 64
+    device: torch.device, dtype: torch.dtype, num_rows: int, num_heads: int, dim: int
 ) -> tuple[Tensor, Tensor]:
+    """Rows that lie apart."""
     generator = torch.Generator().manual_seed(num_rows * 100 + num_heads)
-    o = torch.randn(num_rows, num_heads, dim, generator=generator).to(device, dtype)
-    lse = torch.randn(num_rows, num_heads, generator=generator)
+    o = torch.randn(num_rows, 2 * num_heads, dim, generator=generator).to(device, dtype)
+    lse = torch.randn(num_rows, num_heads + 3, generator=generator)
     lse[::3] = -torch.inf
-    return o, lse.to(device)
+    return o[:, :num_heads], lse.to(device)[:, :num_heads]
 
 
-@pytest.mark.parametrize(("num_heads", "dim"), [(1, 64), (9, 64), (32, 128), (70, 128), (3, 80)])
-def test_rows_of_partials(device, dtype, num_heads: int, dim: int) -> None:
-    """Any rows in any order, some for two peers."""
-    o, lse = partials(device, dtype, 7, num_heads, dim)
-    rows = torch.tensor([5, 0, 0, 6, 2], device=device)
-    message = pack_partials(o, lse, rows, dtype)
-    same(message, twin.pack_partials(o, lse, rows, dtype))
-    same(message, pack(o[rows], lse[rows]))
-
-
-def test_partials_are_rounded_to_the_models_type(device, dtype) -> None:
-    o, lse = partials(device, torch.float32, 4, 6)
-    rows = torch.arange(4, device=device)
-    same(pack_partials(o, lse, rows, dtype), pack(o.to(dtype), lse))
-
-
-def test_rows_of_heads_that_are_not_all(device, dtype) -> None:
-    """Each peer gets its own heads: a view of o and lse."""
-    o, lse = partials(device, dtype, 5, 8)
-    rows = torch.tensor([1, 4], device=device)
-    message = pack_partials(o[:, 2:5], lse[:, 2:5], rows, dtype)
-    same(message, pack(o[rows, 2:5], lse[rows, 2:5]))
-
-
-@pytest.mark.parametrize("into", [torch.float32, None])
-def test_partials_return_to_their_rows(device, dtype, into: torch.dtype | None) -> None:
-    o, lse = partials(device, dtype, 5, 9)
-    message = pack(o, lse)
-    rows = torch.tensor([6, 2, 0, 3, 7], device=device)
-    shape = (9, 9, 64)
+@pytest.mark.parametrize("own", [1, 2, 3])
+@pytest.mark.parametrize("dim", [64, 80, 128])
+@pytest.mark.parametrize("num_rows", [1, 70])
+def test_partials_of_every_peer(device, dtype, num_rows: int, dim: int, own: int) -> None:
+    """Of unequal numbers of heads, and of none; own rows go behind another rank's."""
+    by_peer = [range(3), range(3, 3), range(3, 8), range(8, 9)]
+    o, lse = partials(device, dtype, num_rows, 9, dim)
+    columns = head_columns(by_peer, own, device)
+    head_bytes = dim * dtype.itemsize + 4
     found, expected = (
-        (
-            torch.full(shape, torch.nan, dtype=into or dtype, device=device),
-            torch.full(shape[:2], torch.nan, device=device),
-        )
+        torch.zeros(num_rows + 2, len(by_peer[own]) * head_bytes, dtype=torch.uint8, device=device)
         for _ in range(2)
     )
-    unpack_partials(message, rows, dtype, *found)
-    twin.unpack_partials(message, rows, dtype, *expected)
-    for one, other in zip(found, expected, strict=True):
-        same(one, other)
-    same(found[1][rows], lse)
-    assert found[0][[1, 4, 5, 8]].isnan().all()
+    message = pack_partials(o, lse, columns, found[1:-1])
+    same(message, twin.pack_partials(o, lse, columns, expected[1:-1]))
+    same(found, expected)
+    rows = {peer: pack(o[:, heads], lse[:, heads]) for peer, heads in enumerate(by_peer)}
+    same(found[1:-1], rows.pop(own))
+    same(message, torch.cat([part.flatten() for part in rows.values()]))
 
 
-def test_no_rows(device, dtype) -> None:
-    o, lse = partials(device, dtype, 3, 2)
-    none = torch.empty(0, dtype=torch.int64, device=device)
-    message = pack_partials(o, lse, none, dtype)
-    assert message.shape == (0, 2 * (64 * dtype.itemsize + 4))
-    before = o.clone()
-    unpack_partials(message, none, dtype, o, lse)
-    same(o, before)
+def test_no_partials(device, dtype) -> None:
+    """No rows, then no heads."""
+    o, lse = partials(device, dtype, 3, 2, 64)
+    own = torch.empty(3, 0, dtype=torch.uint8, device=device)
+    columns = head_columns([[0, 1], []], 1, device)
+    assert pack_partials(o[:0], lse[:0], columns, own[:0]).shape == (0,)
+    none = head_columns([[], []], 1, device)
+    assert pack_partials(o[:, :0], lse[:, :0], none, own).shape == (0,)
 
 
-def three_peers(device: torch.device) -> HeadColumns:
-    """6 query heads, 3 KV heads; peers have 3, 2 and 1 query heads, KV head 1 goes to two."""
+def four_peers(own: int, device: torch.device) -> HeadColumns:
+    """6 query heads, 3 KV heads; peers have 3, 2, 0 and 1 query heads, KV head 1 goes to two."""
     k, v = 6, 9
-    return head_columns(
-        [[0, 1, 2, k, k + 1, v, v + 1], [3, 4, k + 1, v + 1], [5, k + 2, v + 2]], device
-    )
+    by_peer = [[0, 1, 2, k, k + 1, v, v + 1], [3, 4, k + 1, v + 1], [], [5, k + 2, v + 2]]
+    return head_columns(by_peer, own, device)
 
 
 def heads(
@@ -104,37 +79,60 @@ def heads(
     return q, k, v
 
 
+@pytest.mark.parametrize("own", [0, 1, 2])
 @pytest.mark.parametrize("dim", [64, 80, 128])
-@pytest.mark.parametrize("num_tokens", [1, 5, 33])
-def test_heads_of_every_peer(device, dtype, num_tokens: int, dim: int) -> None:
-    columns = three_peers(device)
+@pytest.mark.parametrize("num_tokens", [1, 70])
+def test_heads_of_every_peer(device, dtype, num_tokens: int, dim: int, own: int) -> None:
+    columns = four_peers(own, device)
     tensors = heads(device, dtype, num_tokens, dim)
-    message = pack_heads(*tensors, columns)
-    same(message, twin.pack_heads(*tensors, columns))
-    q, k, v = tensors
-    second = message[num_tokens * 7 : num_tokens * 11].view(num_tokens, 4, dim)
-    same(second, torch.cat((q[:, 3:5], k[:, 1:2], v[:, 1:2]), dim=1))
-
-
-@pytest.mark.parametrize("num_tokens", [1, 33])
-def test_heads_return(device, dtype, num_tokens: int) -> None:
-    """What the peers computed for these tokens; a head that nobody sent stays."""
-    columns = head_columns([[0, 1], [], [2, 4, 5]], device)
-    message = heads(device, dtype, num_tokens, 64)[0][:, :5].contiguous().view(-1, 64)
-    found, expected = (
-        torch.full((num_tokens, 6, 64), torch.nan, dtype=dtype, device=device) for _ in range(2)
-    )
-    unpack_heads(message, columns, found)
-    twin.unpack_heads(message, columns, expected)
+    own_shape = num_tokens, columns.num_own, dim
+    found, expected = (torch.empty(own_shape, dtype=dtype, device=device) for _ in range(2))
+    message = pack_heads(*tensors, columns, found)
+    same(message, twin.pack_heads(*tensors, columns, expected))
     same(found, expected)
-    assert found[:, 3].isnan().all()
-    same(found[:, :2], message[: num_tokens * 2].view(num_tokens, 2, 64))
+    q, k, v = tensors
+    second = torch.cat((q[:, 3:5], k[:, 1:2], v[:, 1:2]), dim=1)
+    first_heads = 0 if own == 0 else 7
+    in_message = message[num_tokens * first_heads :][: num_tokens * 4]
+    same(found if own == 1 else in_message.view(num_tokens, 4, dim), second)
+
+
+@pytest.mark.parametrize("own", [0, 1, 2])
+@pytest.mark.parametrize("num_tokens", [1, 70])
+def test_heads_return(device, dtype, num_tokens: int, own: int) -> None:
+    """What the peers computed for these tokens; a head that nobody sent stays."""
+    by_peer = [[0, 1], [], [2, 4, 5]]
+    columns = head_columns(by_peer, own, device)
+    sent = heads(device, dtype, num_tokens, 64)[0]
+    parts = [sent[:, of_peer].contiguous() for of_peer in by_peer]
+    mine = parts.pop(own)
+    message = torch.cat([part.view(-1, 64) for part in parts])
+    found, expected = (
+        torch.full((num_tokens, 7, 64), torch.nan, dtype=dtype, device=device) for _ in range(2)
+    )
+    unpack_heads(message, columns, mine, found[:, :6])
+    twin.unpack_heads(message, columns, mine, expected[:, :6])
+    same(found, expected)
+    assert found[:, [3, 6]].isnan().all()
+    arrived = [0, 1, 2, 4, 5]
+    same(found[:, arrived], sent[:, arrived])
+
+
+def test_a_head_of_two_peers_is_the_first_ones(device, dtype) -> None:
+    columns = head_columns([[0, 1], [1], [2, 1]], 2, device, once=True)
+    message = torch.arange(3.0).repeat_interleave(2)[:, None].expand(-1, 64).contiguous()
+    mine = torch.full((2, 2, 64), 9.0, device=device, dtype=dtype)
+    out = torch.empty(2, 3, 64, device=device, dtype=dtype)
+    unpack_heads(message.to(device, dtype).contiguous(), columns, mine, out)
+    # Of two tokens the first peer's heads: 0 0, then 1 1.
+    assert out[:, :, 0].tolist() == [[0.0, 0.0, 9.0], [1.0, 1.0, 9.0]]
 
 
 @pytest.mark.parametrize("num_tokens", [0, 3])
 def test_nothing_to_pack(device, dtype, num_tokens: int) -> None:
-    columns = head_columns([[], []], device) if num_tokens else three_peers(device)
+    columns = head_columns([[], []], 0, device) if num_tokens else four_peers(1, device)
     q, k, v = heads(device, dtype, num_tokens, 64)
-    message = pack_heads(q, k, v, columns)
+    own = q.new_empty(num_tokens, columns.num_own, 64)
+    message = pack_heads(q, k, v, columns, own)
     assert message.shape == (0, 64)
-    unpack_heads(message, columns, q)
+    unpack_heads(message, columns, own, q)
