@@ -13,7 +13,9 @@ import torch
 
 from csps.core.attention import AttentionKind, AttentionParams, CsaConfig
 from csps.core.config import AttentionBackend
+from csps.core.plan import Layout
 from csps.core.request import SamplingParams
+from csps.core.strategy import Placement
 from tests.checkpoints import write_tiny
 from tests.dist.ranks import Job, Request, run_ranks, serve
 
@@ -75,3 +77,37 @@ def test_decode_in_buckets(tmp_path: Path, on_triton: dict[str, Any]) -> None:
     (bucketed,) = run_ranks(1, serve, replace(job, **on_triton, buckets=buckets))
     assert bucketed.outputs == plain.outputs
     assert bucketed.num_bucketed >= 8
+
+
+@pytest.mark.parametrize("buckets", [(), (2, 4)])
+@pytest.mark.parametrize("placement", Placement)
+def test_exchanges_of_heads(
+    tmp_path: Path, monkeypatch, placement: Placement, buckets: tuple[int, ...]
+) -> None:
+    """Helix (KV by token) and Ulysses (by head) on 2 ranks that have unequal numbers of heads."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    model = write_tiny("llama", tmp_path, num_hidden_layers=1)
+    generator = torch.Generator().manual_seed(2)
+    requests = tuple(
+        Request(
+            tuple(torch.randint(3, 160, (length,), generator=generator).tolist()),
+            SamplingParams(max_tokens=4, ignore_eos=True),
+            start_step=i,
+        )
+        for i, length in enumerate((40, 3, 17))
+    )
+    job = Job(
+        model,
+        requests,
+        block_size=16,
+        placement=placement,
+        decode_layouts=(Layout.TP,),
+        attention_backend=AttentionBackend.TORCH,
+    )
+    torch_ranks = run_ranks(2, serve, job)
+    triton_job = replace(job, attention_backend=AttentionBackend.TRITON, buckets=buckets)
+    for found, expected in zip(run_ranks(2, serve, triton_job), torch_ranks, strict=True):
+        assert found.outputs == expected.outputs
+        assert bool(found.num_bucketed) == bool(buckets)
+        kind = "partial" if placement is Placement.TOKENS else "ulysses"
+        assert any(result.stats.bytes_sent.get(kind) for result in found.results)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from csps.attention.backends import Kernels, PageLists
 from csps.attention.backends.triton_decode import PagedDecode, merge
+from csps.attention.backends.triton_messages import HeadMessages
 from csps.attention.backends.triton_rotate import rotate
 from csps.attention.backends.triton_score import score
-from csps.attention.messages import HeadMessages
 from csps.attention.select import WINDOW_BLOCKS
 from csps_kernels.block_sparse import block_sparse as attend_pages
 from csps_kernels.causal import attention
