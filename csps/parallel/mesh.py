@@ -79,6 +79,8 @@ def build_mesh(
         # Where a row is all there is, its group serves both layouts.
         everyone = tensor if sp == 1 else _groups([list(range(world_size))], timeout, is_urgent)
         groups[lane] = LaneGroups(sequence[t], tensor[s], everyone[0])
+        if device.type == "cuda" and not staged:
+            _connect(groups[lane], device)
     return Mesh(sp=sp, tp=tp, s=s, t=t, device=device, lanes=groups, sharers=sharers, staged=staged)
 
 
@@ -92,6 +94,18 @@ def _groups(
         else None
         for ranks in members
     ]
+
+
+def _connect(groups: LaneGroups, device: torch.device) -> None:
+    """Make NCCL's communicators, and take their memory, now. Collective over each group.
+
+    NCCL makes one in its group's first transfer, which waits until all the group's ranks take part;
+    that of a step may be between those alone that share a sequence.
+    """
+    for group in (groups.sequence, groups.tensor, groups.all):
+        if group is not None:
+            dist.all_reduce(torch.zeros(1, device=device), group=group)
+    torch.cuda.synchronize(device)
 
 
 def _urgent(timeout: timedelta) -> object:
