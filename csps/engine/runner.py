@@ -100,6 +100,16 @@ class Runner:
         for seq_id in seq_ids:
             self._states.pop(seq_id, None)
 
+    def close(self) -> None:
+        """No step is under way, and none follows.
+
+        NCCL ends no communicator while there is a CUDA graph that has captured its transfers: it
+        would wait for ever.
+        """
+        self.bucketed = None
+        for lane in self.lanes.values():
+            lane.sequence.close()
+
     def _update_states(self, plan: StepPlan) -> None:
         for work in plan.work:
             if work.sampling is not None:

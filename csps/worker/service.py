@@ -134,8 +134,7 @@ class Worker:
         if self._failure is None:
             for lane in lanes.values():
                 lane.close()
-            for engine in built.runner.lanes.values():
-                engine.sequence.close()
+            built.runner.close()
             dist.destroy_process_group()
 
     def _obey(

@@ -22,7 +22,7 @@ from csps.core.config import AttentionBackend, DType, WorkerSetup
 from csps.core.plan import Lane, Layout, SampledToken, StepPlan, StepResult
 from csps.core.request import SamplingParams
 from csps.core.strategy import Placement
-from csps.engine.bucketed import BucketedDecode
+from csps.engine.bucketed import BucketedDecode, Prepare
 from csps.engine.fixed_steps import fixed_rows
 from csps.engine.placements import HeadsSharded
 from csps.engine.runner import Runner
@@ -156,7 +156,7 @@ def serve(place: Place, job: Job) -> Outcome:
     for flat in (runner.attention.pool.flat_keys, runner.attention.pool.flat_values):
         flat.zero_()  # what nobody writes is the same in all jobs, whatever the device
     if job.buckets:
-        runner.bucketed = _bucketed(runner, job.buckets)
+        runner.bucketed = in_buckets(runner, job.buckets)
     scheduler = scheduler_of(job, mesh.sp)
     sequences = [
         Sequence(i, r.prompt, r.sampling, attention=r.attention) for i, r in enumerate(job.requests)
@@ -223,8 +223,10 @@ def scheduler_of(job: Job, sp: int) -> Scheduler:
     return ChunkedScheduler(config) if by_head else DisaggScheduler(config)
 
 
-def _bucketed(runner: Runner, sizes: tuple[int, ...]) -> BucketedDecode:
-    """What a GPU captures, run as it is."""
+def in_buckets(
+    runner: Runner, sizes: tuple[int, ...], prepare: Prepare = lambda run: run
+) -> BucketedDecode:
+    """What a GPU captures, run as it is, or as `prepare` makes it."""
     attention = runner.attention
     kernels = attention.kernels
     decode = kernels.paged_decode
@@ -232,7 +234,7 @@ def _bucketed(runner: Runner, sizes: tuple[int, ...]) -> BucketedDecode:
         decode = _AnyDecode(decode)
     *_, lane = runner.lanes.values()
     placed = replace(attention, kernels=kernels._replace(paged_decode=decode))
-    bucketed = BucketedDecode(placed, lane, tuple(Layout), sizes, lambda run: run)
+    bucketed = BucketedDecode(placed, lane, tuple(Layout), sizes, prepare)
     if isinstance(decode, _AnyDecode):
         placement = Placement.HEADS if isinstance(attention, HeadsSharded) else Placement.TOKENS
         # What is counted before the KV gets its memory.

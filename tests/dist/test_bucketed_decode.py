@@ -1,16 +1,25 @@
 """Decode in buckets, as CUDA graphs run it: what the plain way draws, whoever joins or leaves."""
 
+import gc
+import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
 
+from csps.core.config import DType, WorkerSetup
 from csps.core.plan import Lane, Layout
 from csps.core.request import SamplingParams
 from csps.core.strategy import Placement
-from csps.engine.bucketed import bucket_sizes
+from csps.engine.bucketed import Forward, bucket_sizes
+from csps.worker.build import build_runner
+from csps.worker.place import Place, connect_ranks
 from tests.checkpoints import write_tiny
-from tests.dist.ranks import Job, Request, run_ranks, serve
+from tests.dist.ranks import Job, Request, in_buckets, run_ranks, serve
 from tests.dist.test_decode_layouts import (
     ELEMENT_BYTES,
     HEAD_DIM,
@@ -107,3 +116,33 @@ def test_drawn_preempted_and_more_than_a_bucket_holds(llama: Path) -> None:
     sizes = {len(plan.work) for plan in bucketed.plans if plan.lane is Lane.DECODE}
     assert max(sizes) == 5  # that step had no bucket
     assert 0 < bucketed.num_bucketed < sum(p.lane is Lane.DECODE for p in bucketed.plans)
+
+
+def test_closing_ends_graphs(llama: Path) -> None:
+    """At once, though nothing collects garbage: a communicator's end waits for them."""
+    run_ranks(1, close_with_graphs, llama)
+
+
+def close_with_graphs(place: Place, model: Path) -> None:
+    setup = WorkerSetup(
+        str(model), dtype=DType.FLOAT32, block_size=4, kv_memory_bytes=1 << 20, max_model_len=64
+    )
+    mesh = connect_ranks(setup, place, torch.device("cpu"))
+    runner = build_runner(setup, place, mesh).runner
+    graphs: weakref.WeakSet[Callable[[], object]] = weakref.WeakSet()
+
+    def capture(forward: Forward) -> Forward:
+        output = forward()
+
+        def replay() -> Tensor | None:
+            return output
+
+        graphs.add(replay)
+        return replay
+
+    runner.bucketed = in_buckets(runner, (1, 2), capture)
+    gc.disable()
+    assert len(graphs) == 2
+    runner.close()
+    assert not graphs
+    dist.destroy_process_group()
