@@ -6,6 +6,9 @@ from torch import Tensor
 from csps.engine.bucketed import Forward
 from csps.parallel.overlap import CommClock
 
+# Of the streams of decode: what a graph launches has that of the stream it was captured on.
+URGENT = -1
+
 
 class GraphCapture:
     """Captures functions that run one at a time; their graphs share memory.
@@ -15,7 +18,7 @@ class GraphCapture:
 
     def __init__(self, device: torch.device, clock: CommClock) -> None:
         self._clock = clock
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device, priority=URGENT)
         self._memory = torch.cuda.graph_pool_handle()
 
     def __call__(self, forward: Forward) -> Forward:

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from csps.core.plan import Lane, StepPlan, StepResult
+from csps.engine.cuda_graphs import URGENT
 from csps.engine.runner import Runner
 
 # The weight of a nice-10 thread is about a tenth of a nice-0 one's (Linux, sched(7)).
@@ -75,7 +76,7 @@ def _stream(lane: Lane, device: torch.device) -> AbstractContextManager[object]:
     """Where a lane's kernels queue, as the thread's current stream and device."""
     if device.type != "cuda":
         return nullcontext()
-    stream = torch.cuda.Stream(device, priority=-1 if lane is Lane.DECODE else 0)
+    stream = torch.cuda.Stream(device, priority=URGENT if lane is Lane.DECODE else 0)
     stream.wait_stream(torch.cuda.default_stream(device))  # on which the weights were loaded
     return torch.cuda.stream(stream)
 
