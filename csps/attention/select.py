@@ -200,7 +200,7 @@ def keep_by_distance(tiles_N: Tensor, num_blocks: int, window: int) -> Tensor:
     behind_D = np.arange(num_blocks)
     doublings_D = np.floor(np.log2(np.maximum(behind_D, 1) / window)).astype(np.int64)
     # Strides are powers of 2: a block that one divides has none of the lower bits.
-    low_bits_D = torch.from_numpy((1 << np.maximum(doublings_D + 1, 0)) - 1).to(tiles_N.device)
+    (low_bits_D,) = upload([(1 << np.maximum(doublings_D + 1, 0)) - 1], tiles_N.device)
     blocks_J = torch.arange(num_blocks, device=tiles_N.device)
     behind_NJ = (tiles_N[:, None] - blocks_J).clamp_min_(0)
     keep = (blocks_J & low_bits_D[behind_NJ]) == 0

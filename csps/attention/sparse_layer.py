@@ -193,7 +193,8 @@ class SparseLayer:
                         keep[head].index_fill_(1, context.sight.blocks_on_device[owner], False)
         own = context.sight.blocks_on_device[context.me]
         local = torch.zeros(keep.shape[2], dtype=torch.bool, device=self._device)
-        local[own] = True
+        # Filled, not assigned: a number of the host's would be copied there, and waited for.
+        local.index_fill_(0, own, True)
         self._returns = []
         for index, partition in enumerate(context.partitions):
             heads = slice(partition.heads.start, partition.heads.stop)
