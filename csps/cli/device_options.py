@@ -25,6 +25,16 @@ CudaGraphs = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+WarmUp = Annotated[
+    bool | None,
+    typer.Option(
+        "--warm-up/--no-warm-up",
+        help="Run prompt steps of the largest size before the first request, which else waits for "
+        "what is loaded at first use; on GPUs unless said otherwise.",
+        show_default="on GPUs",
+        rich_help_panel=_PANEL,
+    ),
+]
 GpuMemoryUtilization = Annotated[
     float,
     typer.Option(

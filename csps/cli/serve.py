@@ -11,7 +11,6 @@ from csps.cli import device_options as device
 from csps.cli import observe_options as observe
 from csps.cli import sparse_options as sparse
 from csps.cli.serve_flags import (
-    decode_layouts,
     parse_attention,
     parse_control_address,
     parse_num_ranks,
@@ -34,7 +33,7 @@ from csps.core.config import (
 )
 from csps.core.errors import ConfigError
 from csps.core.plan import Layout
-from csps.core.strategy import STRATEGIES, Strategy
+from csps.core.strategy import STRATEGIES, Strategy, lane_layouts
 from csps.units import parse_bytes
 
 SERVE = "Server"
@@ -111,6 +110,7 @@ def serve(
     gpu_memory_utilization: device.GpuMemoryUtilization = 0.9,
     attention_backend: device.Backend = AttentionBackend.AUTO,
     cuda_graphs: device.CudaGraphs = True,
+    warm_up: device.WarmUp = None,
     block_size: Annotated[
         int, typer.Option(min=1, help="Tokens of a KV block.", rich_help_panel=SHAPE)
     ] = 64,
@@ -293,6 +293,8 @@ def serve(
         pipeline=parse_on_off("--pipeline", pipeline),
     )
     csa.validate()
+    placement = STRATEGIES[strategy].placement
+    decode_lane = placement.lanes[-1]
     config = ServerConfig(
         setup=WorkerSetup(
             model=model,
@@ -310,10 +312,10 @@ def serve(
             step_sequences=max_running,
             attention_backend=attention_backend,
             cuda_graphs=cuda_graphs,
-            decode_layouts=decode_layouts(strategy, layout),
+            decode_layouts=lane_layouts(strategy, decode_lane, layout),
             max_model_len=max_model_len,
             tp=tp,
-            placement=STRATEGIES[strategy].placement,
+            placement=placement,
             threads_per_rank=threads_per_rank,
             collective_timeout_s=collective_timeout,
             csa=csa,
@@ -340,6 +342,7 @@ def serve(
         port=port,
         control_host=control_host,
         control_port=control_port,
+        warm_up=warm_up,
         step_log=step_log,
         metrics_port=metrics_port,
         otlp_endpoint=otlp_endpoint,

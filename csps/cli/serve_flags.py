@@ -2,7 +2,6 @@
 
 from csps.core.attention import AttentionKind, AttentionParams
 from csps.core.errors import ConfigError, InvalidRequestError
-from csps.core.plan import Layout
 from csps.core.strategy import STRATEGIES, Placement, Strategy
 
 _FLAG_OF_FIELD = {"attention.gamma": "--csa-gamma", "attention.window_blocks": "--csa-window"}
@@ -53,13 +52,6 @@ def step_tokens(
         return max(token_budget, max_running)
     # Short prompts of a step may all be on one rank, and split ones on the same rank alone.
     return max(stage_tokens, long_tokens) + stage_tokens + max_running
-
-
-def decode_layouts(strategy: Strategy, layout: Layout | None) -> tuple[Layout, ...]:
-    """Those that a step of decode may have, `layout` being what --layout fixes."""
-    spec = STRATEGIES[strategy]
-    layouts = spec.layouts[spec.placement.lanes[-1]]
-    return (layout,) if layout in layouts else layouts
 
 
 def parse_ranks(flag: str, text: str, num_ranks: int) -> tuple[int, ...]:

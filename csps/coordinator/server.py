@@ -28,8 +28,10 @@ from csps.coordinator.service import GenerationService
 from csps.coordinator.step_feed import StepFeed
 from csps.coordinator.step_log import StepLog
 from csps.coordinator.steps import row_builder
+from csps.coordinator.warm_up import warm_up
 from csps.core.config import STAGE_TOKENS, ServerConfig, WorkerSetup
 from csps.core.errors import ConfigError, UnavailableError
+from csps.core.strategy import lane_layouts
 from csps.rpc.fleet import Fleet
 from csps.rpc.http_metrics import MetricsServer
 from csps.rpc.interceptors import ErrorInterceptor
@@ -202,6 +204,10 @@ class Server:
         stage_tokens = config.stage_tokens or min(STAGE_TOKENS[name] for name in fleet.devices)
         config = replace(config, stage_tokens=stage_tokens)
         scheduler = make_scheduler(config, model.max_model_len, num_blocks)
+        if config.warm_up or (config.warm_up is None and "cuda" in fleet.devices):
+            lane = scheduler.lanes[0]
+            tried = lane_layouts(config.strategy, lane, config.layout)
+            await warm_up(fleet, scheduler, lane, tried, config.attention)
         layouts = await make_layouts(config, fleet, scheduler)
         return Frontend(
             model,

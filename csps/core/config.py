@@ -78,6 +78,7 @@ class ServerConfig:
     `decode_ranks`, `prefix_cache` as in csps.sched.config. `step_timeout_s`: a step that some rank
     has not finished by then means that the rank is lost. `attention`: of
     requests that do not choose; prompts shorter than `csa_min_tokens` are always dense.
+    `warm_up`: whether large steps are run before the first request, None meaning on GPUs.
     `step_log`: where every step's row (csps.records.rows) goes.
     `metrics_port`: of Prometheus on `host`; 0 a free one, None no metrics. `otlp_endpoint`: where
     spans go, if anywhere.
@@ -105,6 +106,7 @@ class ServerConfig:
     port: int = 0
     control_host: str = "127.0.0.1"
     control_port: int = 0
+    warm_up: bool | None = None
     step_log: Path | None = None
     metrics_port: int | None = None
     otlp_endpoint: str = ""

@@ -61,3 +61,9 @@ STRATEGIES: Mapping[Strategy, StrategySpec] = {
     ),
     Strategy.SHIFT: StrategySpec(Placement.HEADS, {Lane.MIXED: _EITHER}, AttentionKind.DENSE),
 }
+
+
+def lane_layouts(strategy: Strategy, lane: Lane, fixed: Layout | None) -> tuple[Layout, ...]:
+    """Those that a step of the lane may have, `fixed` being what --layout says."""
+    layouts = STRATEGIES[strategy].layouts[lane]
+    return (fixed,) if fixed in layouts else layouts

@@ -31,8 +31,9 @@ def answers(tiny: Path) -> list[list[int]]:
 
 @pytest.mark.parametrize("strategy", FLAGS)
 def test_same_tokens_by_every_strategy(tiny: Path, answers: list[list[int]], strategy: str) -> None:
-    flags = ("--model", str(tiny), "--dtype", "float32", "--workers", "3")
+    flags = ("--model", str(tiny), "--dtype", "float32", "--workers", "3", "--warm-up")
     with serve(*flags, "--strategy", strategy, *FLAGS[strategy]) as server:
+        assert "warmed up" in server.log
         found = [server.generate(request(p, max_tokens=20)).token_ids for p in PROMPTS]
         assert found == answers
         info = server.info()
