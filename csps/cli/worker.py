@@ -42,10 +42,12 @@ def worker(
     """Run one rank: torchrun --nproc-per-node 8 ... -m csps worker --coordinator HOST:PORT."""
     start_logging(log_level)
     faulthandler.enable()
+    # Before CUDA starts: two lanes and their communicators have more streams than the 8 queues that
+    # a GPU's streams share by default, and a transfer must never queue behind the other lane's.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     # torch takes seconds to import, and of all roles this one alone needs it.
-    build = importlib.import_module("csps.worker.build")
     service = importlib.import_module("csps.worker.service")
-    place = build.Place(
+    place = importlib.import_module("csps.worker.place").Place(
         rank=rank,
         world_size=world_size,
         local_rank=local_rank,
