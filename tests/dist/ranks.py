@@ -194,6 +194,8 @@ def serve(place: Place, job: Job) -> Outcome:
             scheduler.check_integrity()
     assert scheduler.kv_usage == 0.0
     assert not runner._states, "a rank still remembers a sequence"
+    num_bucketed = sum(map(runner.bucketed.takes, plans)) if runner.bucketed else 0
+    runner.close()
     dist.destroy_process_group()
     return Outcome(
         outputs=tuple(tuple(seq.output_ids) for seq in sequences),
@@ -201,7 +203,7 @@ def serve(place: Place, job: Job) -> Outcome:
         plans=tuple(plans),
         max_blocks=tuple(map(tuple, most)),
         num_preemptions=scheduler.num_preemptions,
-        num_bucketed=sum(map(runner.bucketed.takes, plans)) if runner.bucketed else 0,
+        num_bucketed=num_bucketed,
         kv=_kv(runner, job.num_pages * job.block_size),
     )
 
