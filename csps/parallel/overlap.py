@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -106,17 +106,26 @@ class InlineHandle:
         self._clock.waited(self._posted, begun, mark(self._device))
 
 
+class Span(NamedTuple):
+    """When something began and ended, in seconds of time.perf_counter."""
+
+    begun: float
+    ended: float
+
+
 class ThreadHandle:
     """A transfer that a CommThread runs and times."""
 
-    def __init__(self, future: "Future[float]", clock: CommClock) -> None:
+    def __init__(self, future: "Future[Span]", clock: CommClock) -> None:
         self._future = future
         self._clock = clock
 
     def wait(self) -> None:
         begun = time.perf_counter()
-        self._clock.comm_s += self._future.result()
-        self._clock.exposed_s += time.perf_counter() - begun
+        transfer = self._future.result()
+        self._clock.comm_s += transfer.ended - transfer.begun
+        # Without what it waited for before, such as the thread to be scheduled.
+        self._clock.exposed_s += max(transfer.ended - max(transfer.begun, begun), 0.0)
 
 
 class CommThread:
@@ -125,8 +134,8 @@ class CommThread:
     def __init__(self, name: str) -> None:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
 
-    def submit(self, post: Callable[[], list[dist.Work]]) -> "Future[float]":
-        """Run `post` and wait for the works it returns, beside the caller; seconds it took."""
+    def submit(self, post: Callable[[], list[dist.Work]]) -> "Future[Span]":
+        """Run `post` and wait for the works it returns, beside the caller."""
         return self._pool.submit(_run, post)
 
     def close(self) -> None:
@@ -134,8 +143,8 @@ class CommThread:
 
 
 @torch.inference_mode()  # the buffers were made under it, in the lane's thread
-def _run(post: Callable[[], list[dist.Work]]) -> float:
+def _run(post: Callable[[], list[dist.Work]]) -> Span:
     begun = time.perf_counter()
     for work in post():
         work.wait()
-    return time.perf_counter() - begun
+    return Span(begun, time.perf_counter())
