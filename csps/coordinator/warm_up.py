@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 
+from csps.coordinator.calibrate import FIRST_SEQ_ID
 from csps.core.attention import DENSE, AttentionParams
 from csps.core.plan import Lane, Layout, StepPlan, Work
 from csps.core.request import SamplingParams
@@ -18,9 +19,6 @@ from csps.sched.ledger import Ledger
 from csps.sched.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
-
-# Above the ids of all requests, which count from 0.
-SEQ_ID = 1 << 62
 
 
 async def warm_up(
@@ -39,7 +37,7 @@ async def warm_up(
         for layout in layouts:
             plan = StepPlan(lane, scheduler.take_step_id(lane), (work,), layout)
             await fleet.run(plan)
-            fleet.release([SEQ_ID])
+            fleet.release([FIRST_SEQ_ID])
     logger.info("warmed up in %.1f s", time.perf_counter() - begun)
 
 
@@ -55,11 +53,11 @@ def _works(lane: Lane, config: SchedulerConfig, attention: AttentionParams) -> I
     # Of the pages that the scheduler's own has: they are free.
     ledger = Ledger(config.num_ranks, config.pages_per_rank, config.block_size)
     work = Work(
-        seq_id=SEQ_ID,
+        seq_id=FIRST_SEQ_ID,
         start=0,
         token_ids=(0,) * num_tokens,
         slices=slices,
-        new_extents=ledger.place(SEQ_ID, slices),
+        new_extents=ledger.place(FIRST_SEQ_ID, slices),
         sample=True,
         sampling=SamplingParams(),
     )

@@ -28,7 +28,7 @@ from csps.parallel.mesh import Mesh
 from csps.parallel.overlap import CommClock
 from csps.worker.graphs import captures, cuda_graphs
 from csps.worker.kernels import choose_kernels
-from csps.worker.pages import decode_bytes, decode_steps, num_pages
+from csps.worker.pages import decode_bytes, decode_steps, demands, num_pages
 from csps.worker.place import Place, num_cpu_threads
 
 logger = logging.getLogger(__name__)
@@ -128,21 +128,10 @@ def assemble(
     # Only a prefill over KV by token range fetches blocks.
     by_head = setup.placement is Placement.HEADS
     staging_blocks = 0 if by_head else -(-max_model_len // setup.block_size)
-    pages = num_pages(
-        setup,
-        held,
-        resident,
-        max_model_len=max_model_len,
-        staging_blocks=staging_blocks,
-        decode=decode_bytes(
-            chosen.kernels.paged_decode,
-            decode_steps(setup, max_model_len, num_shards=mesh.sp, for_graphs=for_graphs),
-            held,
-            mesh.device,
-        ),
-        sharers=mesh.sharers,
-        device=mesh.device,
-    )
+    steps = decode_steps(setup, max_model_len, num_shards=mesh.sp, for_graphs=for_graphs)
+    decode = decode_bytes(chosen.kernels.paged_decode, steps, held, mesh.device)
+    kv, needs = demands(setup, held, resident, max_model_len, staging_blocks, decode)
+    pages = num_pages(setup, kv, needs, sharers=mesh.sharers, device=mesh.device)
     model = load(parts.resident, shape.dtype, max_model_len)
     model.eval()
     pool = KVPool(

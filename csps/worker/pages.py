@@ -27,21 +27,12 @@ from csps.worker.memory import (
 
 
 def num_pages(
-    setup: WorkerSetup,
-    held: ModelConfig,
-    resident: ModelConfig,
-    *,
-    max_model_len: int,
-    staging_blocks: int,
-    decode: DecodeBytes,
-    sharers: int,
-    device: torch.device,
+    setup: WorkerSetup, kv: KvBlocks, needs: Footprint, *, sharers: int, device: torch.device
 ) -> int:
     """Before anything is loaded: ConfigError says what is missing on a GPU.
 
-    `held`, `resident`, `decode`: as of `demands`. `sharers`: ranks on its device.
+    `kv`, `needs`: as `demands` has them. `sharers`: ranks on its device.
     """
-    kv, needs = demands(setup, held, resident, max_model_len, staging_blocks, decode)
     if device.type != "cuda":
         free = psutil.virtual_memory().available
         return blocks_on_cpu(setup, kv, needs, free, num_ranks=sharers)
