@@ -19,6 +19,7 @@ from csps.checkpoint.locate import locate
 from csps.checkpoint.tokenizer import load_tokenizer
 from csps.coordinator.admin import AdminService
 from csps.coordinator.frontend import Frontend, ServedModel
+from csps.coordinator.gate import Gate
 from csps.coordinator.launcher import LocalWorkers
 from csps.coordinator.loop import EngineLoop
 from csps.coordinator.metrics import Metrics
@@ -104,7 +105,8 @@ class Server:
             metrics, tracer = self._open_metrics(stack), self._open_tracer(stack)
             model = await asyncio.to_thread(load_served_model, self._config.setup)
             fleet = Fleet(self._config)
-            service, admin = GenerationService(self._config), AdminService()
+            gate = Gate()
+            service, admin = GenerationService(self._config, gate), AdminService()
             status = health.aio.HealthServicer()
             await self._set_health(status, NOT_SERVING)
             public = await self._open_public(service, admin, status)
@@ -127,11 +129,12 @@ class Server:
             await stack.enter_async_context(feed)
             if metrics is not None:
                 metrics.watch(frontend.loop.scheduler)
-            service.start(frontend, fleet.attention_backends)
+            service.start(fleet.attention_backends)
             admin.start(feed)
+            gate.open(frontend)
             await self._set_health(status, SERVING)
             on_ready(self, model, num_blocks)
-            await self._run(frontend.loop, fleet, service, status)
+            await self._run(frontend.loop, fleet, gate, status)
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, _T]) -> _T | None:
         """What `work` returns; None if told to stop before that."""
@@ -148,7 +151,7 @@ class Server:
         self,
         loop: EngineLoop,
         fleet: Fleet,
-        service: GenerationService,
+        gate: Gate,
         status: health.aio.HealthServicer,
     ) -> None:
         """Until told to stop (then live requests get a while to end), or a rank is lost."""
@@ -157,7 +160,7 @@ class Server:
         stopped = asyncio.create_task(self._stop.wait())
         try:
             await asyncio.wait({engine, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            service.stop()
+            gate.close()
             await self._set_health(status, NOT_SERVING)
             deadline = time.monotonic() + DRAIN_S
             # Polled: the streams, the engine and the clock can each end this short wait.

@@ -1,20 +1,21 @@
 """csps.v1.Generation: the public gRPC service."""
 
-import time
 from collections.abc import AsyncIterator, Sequence
 
 import grpc
 
 from csps.checkpoint.chat import ChatMessage
-from csps.coordinator.frontend import Frontend, Piece, Prompt, elapsed
+from csps.coordinator.frontend import Frontend, Piece, Prompt
+from csps.coordinator.gate import Gate
 from csps.coordinator.info import server_info
 from csps.coordinator.live import LiveRequest, Prefilled
+from csps.coordinator.outcome import attention_report, timings, usage
 from csps.core.attention import AttentionParams
 from csps.core.config import ServerConfig
-from csps.core.errors import CspsError, InvalidRequestError, UnavailableError, UnknownRequestError
+from csps.core.errors import InvalidRequestError, UnknownRequestError
 from csps.core.request import FinishReason
 from csps.rpc import convert
-from csps.rpc.convert_attention import ATTENTION_FROM_PROTO, ATTENTION_TO_PROTO
+from csps.rpc.convert_attention import ATTENTION_FROM_PROTO
 from csps.v1 import generation_pb2 as pb
 from csps.v1 import generation_pb2_grpc
 
@@ -31,40 +32,22 @@ Context = grpc.aio.ServicerContext[object, object]
 
 
 class GenerationService(generation_pb2_grpc.GenerationServicer):
-    """Serves as soon as the port is open; UNAVAILABLE until `start` gives it a frontend."""
+    """Serves as soon as the port is open; UNAVAILABLE until the gate opens."""
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, gate: Gate) -> None:
         self._config = config
-        self._frontend: Frontend | None = None
+        self._gate = gate
         self._attention_backends: Sequence[str] = ()
-        self._stopping = False
-        self._started = 0.0
 
-    def start(self, frontend: Frontend, attention_backends: Sequence[str]) -> None:
+    def start(self, attention_backends: Sequence[str]) -> None:
         """`attention_backends`: by rank."""
-        self._frontend = frontend
         self._attention_backends = attention_backends
-        self._started = time.monotonic()
-
-    def stop(self) -> None:
-        """Refuse new prompts from now on; those that are live may end."""
-        self._stopping = True
-
-    @property
-    def _front(self) -> Frontend:
-        if self._frontend is None:
-            raise UnavailableError("the server is starting")
-        return self._frontend
 
     async def Generate(
         self, request: pb.GenerateRequest, context: Context
     ) -> AsyncIterator[pb.GenerateResponse]:
-        front = self._front
-        try:
+        with self._gate.admitting() as front:
             live = await self._submit(front, request, context)
-        except CspsError as error:
-            front.loop.refused(error)
-            raise
         # However the call ends: gRPC drops this generator where it stands when the client goes
         # while a response is being sent, which may be before `stream` has begun.
         context.add_done_callback(lambda _: front.loop.close(live))  # type: ignore[arg-type]
@@ -86,8 +69,6 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
     async def _submit(
         self, front: Frontend, request: pb.GenerateRequest, context: Context
     ) -> LiveRequest:
-        if self._stopping:
-            raise UnavailableError("the server is stopping")
         metadata = context.invocation_metadata() or ()
         return await front.submit(
             request.request_id,
@@ -114,14 +95,14 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
         )
 
     async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
-        if not self._front.loop.abort(request.request_id):
+        if not self._gate.front.loop.abort(request.request_id):
             raise UnknownRequestError(f"request_id: no live request is {request.request_id!r}")
         return pb.AbortResponse()
 
     async def GetModelInfo(
         self, request: pb.GetModelInfoRequest, context: Context
     ) -> pb.GetModelInfoResponse:
-        model = self._front.model
+        model = self._gate.front.model
         return pb.GetModelInfoResponse(
             model=model.name,
             architecture=model.config.architecture,
@@ -136,11 +117,11 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
     async def GetServerInfo(
         self, request: pb.GetServerInfoRequest, context: Context
     ) -> pb.GetServerInfoResponse:
-        uptime_s = time.monotonic() - self._started
-        return server_info(self._front, self._config, self._attention_backends, uptime_s)
+        gate = self._gate
+        return server_info(gate.front, self._config, self._attention_backends, gate.uptime_s)
 
     async def GetLoad(self, request: pb.GetLoadRequest, context: Context) -> pb.GetLoadResponse:
-        scheduler = self._front.loop.scheduler
+        scheduler = self._gate.front.loop.scheduler
         return pb.GetLoadResponse(
             num_waiting=scheduler.num_waiting,
             num_running=scheduler.num_prefilling + scheduler.num_running,
@@ -189,27 +170,8 @@ def _chunk(piece: Piece) -> pb.Chunk:
 def _complete(live: LiveRequest, finish: FinishReason, num_output: int) -> pb.Complete:
     return pb.Complete(
         finish_reason=_FINISH[finish],
-        usage=pb.Usage(
-            prompt_tokens=len(live.seq.prompt_ids),
-            output_tokens=num_output,
-            cached_tokens=live.seq.num_cached or 0,
-        ),
-        timings=pb.Timings(
-            queued_s=elapsed(live, live.queued),
-            first_scheduled_s=elapsed(live, live.first_scheduled),
-            first_token_s=elapsed(live, live.first_token),
-            last_token_s=elapsed(live, live.last_token),
-        ),
-        attention=_attention_report(live),
+        usage=usage(live, num_output),
+        timings=timings(live),
+        attention=attention_report(live),
         prompt_logprobs=live.prompt_logprobs(),
     )
-
-
-def _attention_report(live: LiveRequest) -> pb.AttentionReport | None:
-    params = live.seq.attention
-    if not params.is_sparse or not live.sparse.causal_pairs:
-        return None
-    report = live.sparse.to_proto()
-    report.kind = ATTENTION_TO_PROTO[params.kind]
-    report.gamma = params.gamma
-    return report
