@@ -32,6 +32,7 @@ class ServerProcess:
         self._ready_path = Path(self._directory.name) / "ready.json"
         self.target = ""
         self.metrics_url = ""  # with --metrics-port
+        self.openai_url = ""  # with --http-port
 
     @property
     def log(self) -> str:
@@ -60,6 +61,7 @@ class ServerProcess:
             if self._ready_path.exists() and (text := self._ready_path.read_text()):
                 ready = json.loads(text)
                 self.target, self.metrics_url = ready["target"], ready["metrics"]
+                self.openai_url = ready["openai"]
                 return
             if self.process.poll() is not None:
                 raise UnavailableError(

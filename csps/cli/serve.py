@@ -1,13 +1,13 @@
 """`csps serve`: flags -> ServerConfig -> one coordinator."""
 
 import asyncio
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from csps.checkpoint.locate import DEFAULT_MODEL
 from csps.cli import device_options as device
+from csps.cli import network_options as network
 from csps.cli import observe_options as observe
 from csps.cli import sparse_options as sparse
 from csps.cli.serve_flags import (
@@ -36,7 +36,6 @@ from csps.core.plan import Layout
 from csps.core.strategy import STRATEGIES, Strategy, lane_layouts
 from csps.units import parse_bytes
 
-SERVE = "Server"
 SHAPE = "Model and ranks"
 SCHEDULE = "Scheduling"
 ATTENTION, CSA = AttentionParams(), CsaConfig()  # their defaults are the flags'
@@ -236,42 +235,18 @@ def serve(
     csa_window: sparse.Window = ATTENTION.window_blocks,
     csa_wire: sparse.OnWire = CSA.wire,
     pipeline: sparse.Pipeline = "on",
-    host: Annotated[
-        str, typer.Option(help="Address to listen on.", rich_help_panel=SERVE)
-    ] = "127.0.0.1",
-    port: Annotated[
-        int,
-        typer.Option(
-            min=0, max=65535, help="gRPC port; 0 picks a free one.", rich_help_panel=SERVE
-        ),
-    ] = 50051,
-    control: Annotated[
-        str,
-        typer.Option(
-            help="HOST:PORT where ranks join; keep it inside the cluster.", rich_help_panel=SERVE
-        ),
-    ] = "127.0.0.1:0",
-    collective_timeout: Annotated[
-        float,
-        typer.Option(
-            min=1, help="Seconds after which a stuck collective fails.", rich_help_panel=SERVE
-        ),
-    ] = 300.0,
-    ready_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="Written once the server is ready, as JSON with its port: for scripts.",
-            rich_help_panel=SERVE,
-        ),
-    ] = None,
+    host: network.Host = "127.0.0.1",
+    port: network.Port = 50051,
+    http_port: network.HttpPort = None,
+    control: network.Control = "127.0.0.1:0",
+    collective_timeout: network.CollectiveTimeout = 300.0,
+    ready_file: network.ReadyFile = None,
     step_log: observe.StepLog = None,
     metrics_port: observe.MetricsPort = None,
     otlp_endpoint: observe.OtlpEndpoint = "",
-    log_level: Annotated[
-        str, typer.Option(help="DEBUG, INFO, ...", rich_help_panel=SERVE)
-    ] = "INFO",
+    log_level: network.LogLevel = "INFO",
 ) -> None:
-    """Serve a model over gRPC.
+    """Serve a model over gRPC, and to OpenAI's clients with --http-port.
 
     On one machine: csps serve --workers 2. On a cluster: csps serve --workers 0 --ranks 8
     --control 0.0.0.0:9200 here, and on every machine
@@ -340,6 +315,7 @@ def serve(
         max_waiting_tokens=max_waiting_tokens,
         host=host,
         port=port,
+        http_port=http_port,
         control_host=control_host,
         control_port=control_port,
         warm_up=warm_up,

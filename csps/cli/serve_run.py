@@ -28,11 +28,13 @@ async def run_server(config: ServerConfig, *, start_workers: bool, ready_file: P
             f"KV for {num_blocks * config.setup.block_size * config.kv_shards} tokens",
             soft_wrap=True,
         )
+        if server.openai_url:
+            console.print(f"OpenAI's protocol at {server.openai_url}", soft_wrap=True)
         if server.metrics_url:
             console.print(f"metrics at {server.metrics_url}", soft_wrap=True)
         if ready_file is not None:
             ready = {"target": address, "port": server.port, "model": model.name}
-            ready |= {"metrics": server.metrics_url}
+            ready |= {"openai": server.openai_url, "metrics": server.metrics_url}
             _write_ready(ready_file, json.dumps(ready))
 
     await server.serve(on_ready)

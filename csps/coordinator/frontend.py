@@ -10,7 +10,7 @@ import secrets
 import time
 import zlib
 from array import array
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeGuard, cast
@@ -22,7 +22,7 @@ from csps.coordinator.live import Ended, LiveRequest, Prefilled, Token
 from csps.coordinator.loop import EngineLoop
 from csps.coordinator.sparse import SparseSummary
 from csps.core.attention import AttentionKind, AttentionParams
-from csps.core.errors import DuplicateRequestError, InvalidRequestError
+from csps.core.errors import ContextLengthError, DuplicateRequestError, InvalidRequestError
 from csps.core.model_config import ModelConfig
 from csps.core.plan import SampledToken
 from csps.core.request import FinishReason, SamplingParams
@@ -34,6 +34,8 @@ MAX_REQUEST_ID_CHARS = 128
 MIN_TEMPERATURE = 1e-5
 # No tokenizer makes more characters of a token than this: longer texts are refused unread.
 MAX_CHARS_PER_TOKEN = 64
+# Headers or metadata, https://www.w3.org/TR/trace-context/
+TRACE_CONTEXT = ("traceparent", "tracestate")
 
 Prompt = str | Sequence[int] | Sequence[ChatMessage]
 
@@ -138,7 +140,9 @@ class Frontend:
         self.loop.submit(live)
         return live
 
-    async def stream(self, live: LiveRequest) -> AsyncIterator[Prefilled | Piece | FinishReason]:
+    async def stream(
+        self, live: LiveRequest
+    ) -> AsyncGenerator[Prefilled | Piece | FinishReason, None]:
         """Progress and pieces, at last the finish reason. Closing it early ends the request."""
         stops = StopMatcher(live.seq.sampling.stop)
         detokenizer = Detokenizer(self.model.tokenizer)
@@ -202,7 +206,7 @@ class Frontend:
     def _check_chars(self, field: str, num_chars: int) -> None:
         limit = self.model.max_model_len * MAX_CHARS_PER_TOKEN
         if num_chars > limit:
-            raise InvalidRequestError(
+            raise ContextLengthError(
                 field,
                 f"{num_chars} characters cannot fit the context of {self.model.max_model_len} "
                 f"tokens (limit {limit} characters)",
@@ -213,7 +217,7 @@ class Frontend:
         if not prompt_ids:
             raise InvalidRequestError("prompt", "has no token; it must have at least one")
         if len(prompt_ids) >= limit:
-            raise InvalidRequestError(
+            raise ContextLengthError(
                 "prompt",
                 f"{len(prompt_ids)} tokens leave no room for output: the context is {limit} "
                 "tokens for both",
@@ -229,7 +233,7 @@ class Frontend:
                 f"got {sampling.prompt_logprobs}",
             )
         if sampling.max_tokens is not None and len(prompt_ids) + sampling.max_tokens > limit:
-            raise InvalidRequestError(
+            raise ContextLengthError(
                 "max_tokens",
                 f"{len(prompt_ids)} prompt tokens and {sampling.max_tokens} output tokens exceed "
                 f"the context of {limit} tokens",

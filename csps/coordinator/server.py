@@ -1,4 +1,4 @@
-"""Puts the coordinator together: two gRPC servers, the fleet, the engine loop."""
+"""Puts the coordinator together: servers for clients and ranks, the fleet, the engine loop."""
 
 import asyncio
 import contextlib
@@ -24,6 +24,7 @@ from csps.coordinator.launcher import LocalWorkers
 from csps.coordinator.loop import EngineLoop
 from csps.coordinator.metrics import Metrics
 from csps.coordinator.observer import Observer
+from csps.coordinator.openai.server import OpenAiServer
 from csps.coordinator.schedule import make_layouts, make_scheduler
 from csps.coordinator.service import GenerationService
 from csps.coordinator.step_feed import StepFeed
@@ -91,6 +92,7 @@ class Server:
         self.port = 0
         self.control_address = ""
         self.metrics_url = ""
+        self.openai_url = ""
 
     def stop(self) -> None:
         """Ask `serve` to end: no new requests, a short drain, then the ranks."""
@@ -111,6 +113,7 @@ class Server:
             await self._set_health(status, NOT_SERVING)
             public = await self._open_public(service, admin, status)
             stack.push_async_callback(public.stop, None)
+            http = await self._open_openai(gate, stack)
             control = await self._open_control(fleet)
             stack.push_async_callback(control.stop, None)
             await self._open_workers(fleet, stack)
@@ -126,6 +129,8 @@ class Server:
                 return
             stack.callback(frontend.close)
             stack.push_async_callback(public.stop, CLOSE_S)
+            if http is not None:
+                stack.push_async_callback(http.close)
             await stack.enter_async_context(feed)
             if metrics is not None:
                 metrics.watch(frontend.loop.scheduler)
@@ -232,6 +237,17 @@ class Server:
         reflection.enable_server_reflection(names, server)
         self.port = _bind(server, self._config.host, self._config.port, "--port")
         await server.start()
+        return server
+
+    async def _open_openai(
+        self, gate: Gate, stack: contextlib.AsyncExitStack
+    ) -> OpenAiServer | None:
+        config = self._config
+        if config.http_port is None:
+            return None
+        server = OpenAiServer(gate, config.attention, close_s=CLOSE_S)
+        stack.push_async_callback(server.close)
+        self.openai_url = await server.start(config.host, config.http_port)
         return server
 
     async def _open_control(self, fleet: Fleet) -> grpc.aio.Server:

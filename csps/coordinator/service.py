@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 import grpc
 
 from csps.checkpoint.chat import ChatMessage
-from csps.coordinator.frontend import Frontend, Piece, Prompt
+from csps.coordinator.frontend import TRACE_CONTEXT, Frontend, Piece, Prompt
 from csps.coordinator.gate import Gate
 from csps.coordinator.info import server_info
 from csps.coordinator.live import LiveRequest, Prefilled
@@ -24,9 +24,6 @@ _FINISH = {
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
     FinishReason.ABORT: pb.FINISH_REASON_ABORT,
 }
-
-# https://www.w3.org/TR/trace-context/
-_TRACE_CONTEXT = ("traceparent", "tracestate")
 
 Context = grpc.aio.ServicerContext[object, object]
 
@@ -78,7 +75,7 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
             self._attention(request.attention),
             report_heads=request.attention.report_heads,
             time_left_s=context.time_remaining(),
-            trace_context={key: str(value) for key, value in metadata if key in _TRACE_CONTEXT},
+            trace_context={key: str(value) for key, value in metadata if key in TRACE_CONTEXT},
         )
 
     def _attention(self, message: pb.AttentionParams) -> AttentionParams:

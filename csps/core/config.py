@@ -79,6 +79,7 @@ class ServerConfig:
     has not finished by then means that the rank is lost. `attention`: of
     requests that do not choose; prompts shorter than `csa_min_tokens` are always dense.
     `warm_up`: whether large steps are run before the first request, None meaning on GPUs.
+    `port` of gRPC on `host`, 0 a free one; `http_port` of OpenAI's protocol, None none.
     `step_log`: where every step's row (csps.records.rows) goes.
     `metrics_port`: of Prometheus on `host`; 0 a free one, None no metrics. `otlp_endpoint`: where
     spans go, if anywhere.
@@ -104,6 +105,7 @@ class ServerConfig:
     max_waiting_tokens: int = 1_000_000
     host: str = "127.0.0.1"
     port: int = 0
+    http_port: int | None = None
     control_host: str = "127.0.0.1"
     control_port: int = 0
     warm_up: bool | None = None

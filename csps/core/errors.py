@@ -14,6 +14,10 @@ class InvalidRequestError(CspsError):
         self.problem = problem
 
 
+class ContextLengthError(InvalidRequestError):
+    """Prompt and output do not fit the model's context (INVALID_ARGUMENT)."""
+
+
 class OverloadedError(CspsError):
     """The request is fine, the server is full (RESOURCE_EXHAUSTED)."""
 

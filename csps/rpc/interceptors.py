@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 
 STATUS = {
     errors.InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.ContextLengthError: grpc.StatusCode.INVALID_ARGUMENT,
     errors.OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.DuplicateRequestError: grpc.StatusCode.ALREADY_EXISTS,
     errors.UnknownRequestError: grpc.StatusCode.NOT_FOUND,

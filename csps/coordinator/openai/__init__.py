@@ -1,0 +1,1 @@
+"""An HTTP endpoint that speaks OpenAI's protocol: chat completions, completions, models."""

@@ -1,0 +1,38 @@
+"""Listens for OpenAI's clients."""
+
+from aiohttp import web
+
+from csps.coordinator.gate import Gate
+from csps.coordinator.openai.app import make_app
+from csps.core.attention import AttentionParams
+from csps.core.errors import UnavailableError
+
+
+class OpenAiServer:
+    """Serves in the running event loop from `start` to `close`."""
+
+    def __init__(self, gate: Gate, attention: AttentionParams, *, close_s: float) -> None:
+        """`attention`: of requests that do not choose. `close_s`: what answers get to end."""
+        self._runner = web.AppRunner(
+            make_app(gate, attention),
+            access_log=None,
+            handle_signals=False,
+            handler_cancellation=True,  # a client that leaves ends its request
+            shutdown_timeout=close_s,
+        )
+
+    async def start(self, host: str, port: int) -> str:
+        """Listen; 0 takes a free port. The base URL for clients. UnavailableError if in use."""
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, host, port).start()
+        except OSError as error:
+            raise UnavailableError(
+                f"--http-port: cannot listen on {host}:{port}: in use, or no address of this "
+                "machine"
+            ) from error
+        return f"http://{host}:{self._runner.addresses[0][1]}/v1"
+
+    async def close(self) -> None:
+        """No new connection; answers under way get a moment, then their connections end."""
+        await self._runner.cleanup()
