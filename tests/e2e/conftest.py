@@ -48,3 +48,18 @@ def observed(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[O
     """The tiny model on two ranks with metrics, spans and a step log."""
     with observe(tiny, tmp_path_factory.mktemp("observed")) as found:
         yield found
+
+
+@pytest.fixture(scope="session")
+def openai_server(tiny_chat: Path) -> Iterator[Running]:
+    """The tiny model on two ranks for OpenAI's clients; 256 tokens and more are prefilled sparsely.
+
+    900 prompt tokens may wait.
+    """
+    with serve(
+        *("--model", str(tiny_chat), "--workers", "2", "--dtype", "float32", "--http-port", "0"),
+        *("--block-size", "16", "--long-tokens", "128", "--stage-tokens", "128"),
+        *("--attention", "csa", "--csa-min-tokens", "256"),
+        *("--max-running", "3", "--max-waiting-tokens", "900"),
+    ) as running:
+        yield running

@@ -23,12 +23,14 @@ def only(kind: type) -> object:
 
 
 @contextlib.asynccontextmanager
-async def serving(model: Path, store: Path) -> AsyncIterator[tuple[Server, str]]:
+async def serving(
+    model: Path, store: Path, http_port: int | None = None
+) -> AsyncIterator[tuple[Server, str]]:
     """A server in this event loop, its one rank in a thread."""
     setup = WorkerSetup(
         str(model), dtype=DType.FLOAT32, block_size=16, threads_per_rank=1, kv_memory_bytes=2**21
     )
-    config = ServerConfig(setup, num_ranks=1, max_running=8, stage_tokens=256)
+    config = ServerConfig(setup, num_ranks=1, max_running=8, stage_tokens=256, http_port=http_port)
     server = Server(config, start_workers=False)
     ready = asyncio.Event()
     serve = asyncio.create_task(server.serve(lambda *_: ready.set()))

@@ -77,11 +77,12 @@ class Choice(ABC):
             return None
         return self._format_logprobs(tokens)
 
-    def _bytes(self, token_id: int) -> bytes:
-        return self._tokenizer.token_bytes(token_id) or b""
-
-    def _text(self, token_id: int) -> str:
-        return self._bytes(token_id).decode(errors="replace")
+    def _token(self, token_id: int) -> tuple[str, list[int] | None]:
+        """Text and bytes of a token: distinct texts also of parts of characters, as in \\xe2."""
+        data = self._tokenizer.token_bytes(token_id)
+        if data is None:  # the model's vocabulary may be padded beyond the tokenizer's
+            return f"token_id:{token_id}", None
+        return data.decode(errors="backslashreplace"), list(data)
 
     @abstractmethod
     def _body(self, text: str) -> Json: ...
@@ -121,12 +122,8 @@ class ChatChoice(Choice):
         return {"content": content, "refusal": None}
 
     def _entry(self, token_id: int, logprob: float | None) -> Json:
-        data = self._bytes(token_id)
-        return {
-            "token": data.decode(errors="replace"),
-            "logprob": logprob,
-            "bytes": list(data),
-        }
+        text, data = self._token(token_id)
+        return {"token": text, "logprob": logprob, "bytes": data}
 
 
 class TextChoice(Choice):
@@ -146,7 +143,7 @@ class TextChoice(Choice):
         return {"text": text}
 
     def _format_logprobs(self, tokens: Sequence[SampledToken]) -> Json:
-        texts = [self._text(token.token_id) for token in tokens]
+        texts = [self._token(token.token_id)[0] for token in tokens]
         offsets = []
         for text in texts:
             offsets.append(self._num_chars)
@@ -154,7 +151,10 @@ class TextChoice(Choice):
         return {
             "tokens": texts,
             "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [{self._text(id_): value for id_, value in _top(t)} for t in tokens],
+            "top_logprobs": [
+                {self._token(token_id)[0]: logprob for token_id, logprob in _top(token)}
+                for token in tokens
+            ],
             "text_offset": offsets,
         }
 
