@@ -88,11 +88,13 @@ def test_probes_and_services_name_ports_that_are_open(group: dict[str, Any]) -> 
                 assert one[kind][how]["port"] in {*ports, *ports.values()}, (one["name"], kind)
     open_ports = {p["name"]: p["containerPort"] for p in container(group, "coordinator")["ports"]}
     assert f"--port={open_ports['grpc']}" in args
+    assert f"--http-port={open_ports['http']}" in args
     assert f"--control=0.0.0.0:{open_ports['control']}" in args
     assert f"--metrics-port={open_ports['metrics']}" in args
     assert container(group, "ranks")["args"][0] == f"$(LWS_LEADER_ADDRESS):{open_ports['control']}"
-    (port,) = documents("csps.yaml")[1]["spec"]["ports"]
-    assert port["targetPort"] in open_ports
+    ports = documents("csps.yaml")[1]["spec"]["ports"]
+    assert [port["targetPort"] for port in ports] == ["grpc", "http"]
+    assert [port["port"] for port in ports] == [open_ports["grpc"], open_ports["http"]]
 
 
 def test_what_is_mounted_is_there(group: dict[str, Any]) -> None:
@@ -129,5 +131,5 @@ def test_the_network_policy_opens_what_others_may_reach(group: dict[str, Any]) -
     reachable = {port["port"] for port in others["ports"]}
     coordinator, ranks = container(group, "coordinator"), container(group, "ranks")
     ports = {p["name"]: p["containerPort"] for c in (coordinator, ranks) for p in c["ports"]}
-    assert reachable == {ports["grpc"], ports["metrics"], ports["rank-metrics"]}
+    assert reachable == {ports[name] for name in ("grpc", "http", "metrics", "rank-metrics")}
     assert ports["control"] not in reachable
