@@ -58,6 +58,7 @@ REFUSED: Mapping[str, tuple[Callable[[OpenAI], object], int, str | None, str | N
         lambda client: chat(client, temperature=101),
         *(400, "temperature", None, "[0, 100]"),
     ),
+    "seed": (lambda client: chat(client, seed=-1, n=2), *(400, "seed", None, "[0, 2^63)")),
     "form": (
         lambda client: chat(client, messages=[{"role": "user", "content": 5}]),
         *(400, "messages[0].content", None, "got 5"),

@@ -184,7 +184,8 @@ def _outcome(live: LiveRequest) -> Json:
     if report is not None:
         fields = _fields(report)
         del fields["heads"]
-        attention = fields | {"kind": live.seq.attention.kind.value}
+        params = live.seq.attention
+        attention = fields | {"kind": params.kind.value, "gamma": params.gamma}
     return {"timings": _fields(timings(live)), "attention": attention}
 
 

@@ -24,6 +24,7 @@ from csps.coordinator.openai.schema import (
 from csps.coordinator.openai.sending import Answer
 from csps.core.attention import AttentionParams
 from csps.core.errors import InvalidRequestError
+from csps.core.request import SamplingParams
 from csps.rpc.options import MAX_MESSAGE_BYTES
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -137,13 +138,18 @@ class _Api:
                     request_id if num_choices == 1 else f"{request_id}-{index}",
                     body.model,
                     prompt if number == 0 else lives[-1].seq.prompt_ids,
-                    sampling
-                    if sampling.seed is None
-                    else replace(sampling, seed=(sampling.seed + index) % 2**63),
+                    _of_choice(index, sampling),
                     attention,
                     trace_context=trace_context,
                 )
                 lives.append(live)
+
+
+def _of_choice(index: int, sampling: SamplingParams) -> SamplingParams:
+    """The first choice's seed is the request's own, right or wrong: the frontend looks at it."""
+    if sampling.seed is None or index == 0:
+        return sampling
+    return replace(sampling, seed=(sampling.seed + index) % 2**63)
 
 
 def _trace_context(request: web.Request) -> dict[str, str]:
@@ -159,7 +165,14 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         if error.status < HTTPStatus.BAD_REQUEST:
             raise
         text = f"{request.method} {request.path}: {error.reason}"
-        return web.json_response(body_of(error.status, text), status=error.status)
+        if isinstance(error, web.HTTPRequestEntityTooLarge):
+            text = f"body: {error.text}"
+        allowed = error.headers.get("Allow")  # with METHOD_NOT_ALLOWED
+        return web.json_response(
+            body_of(error.status, text),
+            status=error.status,
+            headers={"Allow": allowed} if allowed is not None else None,
+        )
     except ConnectionError:
         raise  # the client is gone
     except Exception as error:
