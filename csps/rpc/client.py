@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
@@ -173,7 +173,8 @@ class GenerationClient:
 
         Ends when the server stops; raises ServerError. `max_queued`: see WatchStepsRequest.
         """
-        call = self._admin.WatchSteps(admin_pb2.WatchStepsRequest(max_queued=max_queued))
+        request = admin_pb2.WatchStepsRequest(max_queued=max_queued)
+        call = self._admin.WatchSteps(request)
         async with contextlib.aclosing(self._responses(call)) as responses:
             async for response in responses:
                 yield batch_from_proto(response)
@@ -196,21 +197,23 @@ class GenerationClient:
 
     async def abort(self, request_id: str) -> None:
         """End a live request. ServerError (NOT_FOUND) if there is none."""
-        await self._unary(self._stub.Abort(pb.AbortRequest(request_id=request_id)))
+        await self._unary(self._stub.Abort, pb.AbortRequest(request_id=request_id))
 
     async def model_info(self, timeout_s: float | None = None) -> pb.GetModelInfoResponse:
-        call = self._stub.GetModelInfo(pb.GetModelInfoRequest(), timeout=timeout_s)
-        return await self._unary(call)
+        request = pb.GetModelInfoRequest()
+        return await self._unary(self._stub.GetModelInfo, request, timeout_s)
 
     async def server_info(self) -> pb.GetServerInfoResponse:
-        return await self._unary(self._stub.GetServerInfo(pb.GetServerInfoRequest()))
+        return await self._unary(self._stub.GetServerInfo, pb.GetServerInfoRequest())
 
     async def load(self) -> pb.GetLoadResponse:
-        return await self._unary(self._stub.GetLoad(pb.GetLoadRequest()))
+        return await self._unary(self._stub.GetLoad, pb.GetLoadRequest())
 
-    async def _unary(self, call: Awaitable[T]) -> T:
+    async def _unary(
+        self, method: Callable[..., Awaitable[T]], request: Any, timeout_s: float | None = None
+    ) -> T:
         try:
-            return await call
+            return await method(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             raise self._error(error) from None
 
