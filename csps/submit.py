@@ -33,6 +33,7 @@ class Submission:
     target: str
     prompt: str
     sampling: SamplingParams
+    api_key: str = field(default="", repr=False)
     attention: AttentionChoice = field(default_factory=AttentionChoice)
     raw: bool = False
     system: str = ""
@@ -85,7 +86,7 @@ async def submit(submission: Submission, console: Console) -> None:
     answer = Answer()
     _write_json(submission.json_path, answer)
     try:
-        async with GenerationClient(submission.target) as client:
+        async with GenerationClient(submission.target, submission.api_key) as client:
             prompt = await _prompt(client, submission)
             await _stream(client, prompt, submission, answer, console)
     except CspsError as error:

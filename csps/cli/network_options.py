@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from csps.rpc.auth import KEY_FLAG
+
 _PANEL = "Server"
 
 Host = Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel=_PANEL)]
@@ -19,6 +21,15 @@ HttpPort = Annotated[
         max=65535,
         help="Also serve OpenAI's protocol, at http://HOST:PORT/v1: chat completions, completions, "
         "models. 0 picks a free port, which is printed. Default: none.",
+        rich_help_panel=_PANEL,
+    ),
+]
+ApiKeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        KEY_FLAG,
+        help="Callers must show one of the API keys in this file, one a line (# begins a comment); "
+        "health and reflection stay open. Default: nobody is asked.",
         rich_help_panel=_PANEL,
     ),
 ]

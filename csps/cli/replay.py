@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from csps.checkpoint.locate import DEFAULT_MODEL
+from csps.cli.api_keys import ClientKeyFile, client_key
 from csps.cli.terminal import console
 from csps.core.attention import AttentionKind
 from csps.rpc.client import AttentionChoice
@@ -19,6 +20,7 @@ def replay(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the run's records; must not hold a run.")],
     target: Annotated[str, typer.Option(help="HOST:PORT of the server.")] = "127.0.0.1:50051",
+    api_key_file: ClientKeyFile = None,
     speed: Annotated[
         float, typer.Option(min=1e-6, help="Play so many times as fast as the trace's clock.")
     ] = 1.0,
@@ -91,6 +93,7 @@ def replay(
         console.print(schema.bad_rows_text(trace, bad), highlight=False, soft_wrap=True)
     config = run.ReplayConfig(
         target=target,
+        api_key=client_key(api_key_file),
         out=out,
         speed=speed,
         seed=seed,

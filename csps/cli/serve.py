@@ -10,6 +10,7 @@ from csps.cli import device_options as device
 from csps.cli import network_options as network
 from csps.cli import observe_options as observe
 from csps.cli import sparse_options as sparse
+from csps.cli.api_keys import read_keys
 from csps.cli.serve_flags import (
     parse_attention,
     parse_control_address,
@@ -238,6 +239,7 @@ def serve(
     host: network.Host = "127.0.0.1",
     port: network.Port = 50051,
     http_port: network.HttpPort = None,
+    api_key_file: network.ApiKeyFile = None,
     control: network.Control = "127.0.0.1:0",
     collective_timeout: network.CollectiveTimeout = 300.0,
     ready_file: network.ReadyFile = None,
@@ -316,6 +318,7 @@ def serve(
         host=host,
         port=port,
         http_port=http_port,
+        api_keys=() if api_key_file is None else read_keys(api_key_file),
         control_host=control_host,
         control_port=control_port,
         warm_up=warm_up,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from csps.cli.api_keys import ClientKeyFile, client_key
 from csps.cli.terminal import console
 from csps.core.attention import AttentionKind
 from csps.core.request import SamplingParams
@@ -17,6 +18,7 @@ from csps.submit import submit as run_submission
 
 def submit(
     target: Annotated[str, typer.Option(help="HOST:PORT of the server.")] = "127.0.0.1:50051",
+    api_key_file: ClientKeyFile = None,
     file: Annotated[
         Path | None, typer.Option(help="Document to put before the prompt; - reads standard input.")
     ] = None,
@@ -74,6 +76,7 @@ def submit(
     stdin = None if sys.stdin.isatty() else sys.stdin.buffer
     submission = Submission(
         target=target,
+        api_key=client_key(api_key_file),
         prompt=read_prompt(file, prompt, stdin),
         sampling=SamplingParams(
             max_tokens=max_tokens,

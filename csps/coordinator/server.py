@@ -34,6 +34,7 @@ from csps.coordinator.warm_up import warm_up
 from csps.core.config import STAGE_TOKENS, ServerConfig, WorkerSetup
 from csps.core.errors import ConfigError, UnavailableError
 from csps.core.strategy import lane_layouts
+from csps.rpc.auth import ApiKeys, KeyInterceptor
 from csps.rpc.fleet import Fleet
 from csps.rpc.http_metrics import MetricsServer
 from csps.rpc.interceptors import ErrorInterceptor
@@ -53,6 +54,7 @@ SERVICES = (
     generation_pb2.DESCRIPTOR.services_by_name["Generation"].full_name,
     admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name,
 )
+OPEN_SERVICES = (health.SERVICE_NAME, reflection.SERVICE_NAME)  # to all, with API keys too
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 DRAIN_S = 5.0  # live requests may end by themselves
@@ -87,6 +89,7 @@ class Server:
 
     def __init__(self, config: ServerConfig, *, start_workers: bool) -> None:
         self._config = config
+        self._keys = ApiKeys(config.api_keys)
         self._start_workers = start_workers
         self._stop = asyncio.Event()
         self.port = 0
@@ -229,12 +232,12 @@ class Server:
     async def _open_public(
         self, service: GenerationService, admin: AdminService, status: health.aio.HealthServicer
     ) -> grpc.aio.Server:
-        server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=SERVER_OPTIONS)
+        interceptors = [KeyInterceptor(self._keys, OPEN_SERVICES), ErrorInterceptor()]
+        server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)
         generation_pb2_grpc.add_GenerationServicer_to_server(service, server)
         admin_pb2_grpc.add_AdminServicer_to_server(admin, server)
         health_pb2_grpc.add_HealthServicer_to_server(status, server)
-        names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
+        reflection.enable_server_reflection((*SERVICES, *OPEN_SERVICES), server)
         self.port = _bind(server, self._config.host, self._config.port, "--port")
         await server.start()
         return server
@@ -245,7 +248,7 @@ class Server:
         config = self._config
         if config.http_port is None:
             return None
-        server = OpenAiServer(gate, config.attention, close_s=CLOSE_S)
+        server = OpenAiServer(gate, config.attention, self._keys, close_s=CLOSE_S)
         stack.push_async_callback(server.close)
         self.openai_url = await server.start(config.host, config.http_port)
         return server

@@ -80,6 +80,7 @@ class ServerConfig:
     requests that do not choose; prompts shorter than `csa_min_tokens` are always dense.
     `warm_up`: whether large steps are run before the first request, None meaning on GPUs.
     `port` of gRPC on `host`, 0 a free one; `http_port` of OpenAI's protocol, None none.
+    `api_keys`: a caller of either must show one of them, unless there is none; never printed.
     `step_log`: where every step's row (csps.records.rows) goes.
     `metrics_port`: of Prometheus on `host`; 0 a free one, None no metrics. `otlp_endpoint`: where
     spans go, if anywhere.
@@ -106,6 +107,7 @@ class ServerConfig:
     host: str = "127.0.0.1"
     port: int = 0
     http_port: int | None = None
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
     control_host: str = "127.0.0.1"
     control_port: int = 0
     warm_up: bool | None = None

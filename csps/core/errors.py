@@ -34,6 +34,10 @@ class UnknownRequestError(CspsError):
     """No live request has this id (NOT_FOUND)."""
 
 
+class UnauthenticatedError(CspsError):
+    """The caller showed no API key, or an unknown one (UNAUTHENTICATED)."""
+
+
 class DeadlineError(CspsError):
     """The client's deadline passed before the request ended (DEADLINE_EXCEEDED)."""
 

@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class ReplayConfig:
 
     target: str
     out: Path
+    api_key: str = field(default="", repr=False)
     speed: float = 1.0
     seed: int = 0
     drain_s: float | None = None
@@ -89,7 +90,7 @@ async def replay(
     above.
     """
     prepare_folder(config.out)
-    async with GenerationClient(config.target) as client:
+    async with GenerationClient(config.target, config.api_key) as client:
         model, server = await client.model_info(), await client.server_info()
         requests = fitting(trace, model.max_model_len, config.skip_bad)
         text_ids = _text_ids(config, trace.block_tokens, model.vocab_size)

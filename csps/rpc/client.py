@@ -13,6 +13,7 @@ from csps.core.attention import AttentionKind, HeadReport
 from csps.core.errors import CspsError, InvalidRequestError
 from csps.core.request import FinishReason, SamplingParams
 from csps.rpc import convert
+from csps.rpc.auth import authorization
 from csps.rpc.convert_attention import ATTENTION_FROM_PROTO, ATTENTION_TO_PROTO, head_from_proto
 from csps.rpc.convert_steps import StepBatch, batch_from_proto
 from csps.rpc.options import COMMON_OPTIONS
@@ -119,10 +120,14 @@ Event = Progress | Chunk | Complete
 
 
 class GenerationClient:
-    """`async with GenerationClient("host:port") as client`. One channel, any number of calls."""
+    """`async with GenerationClient("host:port") as client`. One channel, any number of calls.
 
-    def __init__(self, target: str) -> None:
+    `api_key`: shown to the server with every call, "" for none.
+    """
+
+    def __init__(self, target: str, api_key: str = "") -> None:
         self.target = target
+        self._metadata = authorization(api_key)
         self._channel = grpc.aio.insecure_channel(target, options=COMMON_OPTIONS)
         self._stub = generation_pb2_grpc.GenerationStub(self._channel)
         self._admin = admin_pb2_grpc.AdminStub(self._channel)
@@ -163,7 +168,7 @@ class GenerationClient:
             _set_prompt(request, prompt)
         except ValueError as error:
             raise InvalidRequestError("request", f"cannot be sent: {error}") from None
-        call = self._stub.Generate(request, timeout=timeout_s)
+        call = self._stub.Generate(request, timeout=timeout_s, metadata=self._metadata)
         async with contextlib.aclosing(self._responses(call)) as responses:
             async for response in responses:
                 yield _event(response)
@@ -174,7 +179,7 @@ class GenerationClient:
         Ends when the server stops; raises ServerError. `max_queued`: see WatchStepsRequest.
         """
         request = admin_pb2.WatchStepsRequest(max_queued=max_queued)
-        call = self._admin.WatchSteps(request)
+        call = self._admin.WatchSteps(request, metadata=self._metadata)
         async with contextlib.aclosing(self._responses(call)) as responses:
             async for response in responses:
                 yield batch_from_proto(response)
@@ -213,7 +218,7 @@ class GenerationClient:
         self, method: Callable[..., Awaitable[T]], request: Any, timeout_s: float | None = None
     ) -> T:
         try:
-            return await method(request, timeout=timeout_s)
+            return await method(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             raise self._error(error) from None
 

@@ -29,7 +29,8 @@ class GenerationStub(object):
     """Errors: INVALID_ARGUMENT (field and limit in the message), RESOURCE_EXHAUSTED (queue full;
     trailing metadata `retry-after` in seconds), UNAVAILABLE (starting, stopping or a rank was
     lost), DEADLINE_EXCEEDED, CANCELLED, ALREADY_EXISTS (a live request has this request_id),
-    NOT_FOUND (Abort of an unknown request). INTERNAL means a bug in the server.
+    NOT_FOUND (Abort of an unknown request), UNAUTHENTICATED (the server wants an API key: metadata
+    `authorization: Bearer KEY`). INTERNAL means a bug in the server.
     """
 
     def __init__(self, channel):
@@ -69,7 +70,8 @@ class GenerationServicer(object):
     """Errors: INVALID_ARGUMENT (field and limit in the message), RESOURCE_EXHAUSTED (queue full;
     trailing metadata `retry-after` in seconds), UNAVAILABLE (starting, stopping or a rank was
     lost), DEADLINE_EXCEEDED, CANCELLED, ALREADY_EXISTS (a live request has this request_id),
-    NOT_FOUND (Abort of an unknown request). INTERNAL means a bug in the server.
+    NOT_FOUND (Abort of an unknown request), UNAUTHENTICATED (the server wants an API key: metadata
+    `authorization: Bearer KEY`). INTERNAL means a bug in the server.
     """
 
     def Generate(self, request, context):
@@ -149,7 +151,8 @@ class Generation(object):
     """Errors: INVALID_ARGUMENT (field and limit in the message), RESOURCE_EXHAUSTED (queue full;
     trailing metadata `retry-after` in seconds), UNAVAILABLE (starting, stopping or a rank was
     lost), DEADLINE_EXCEEDED, CANCELLED, ALREADY_EXISTS (a live request has this request_id),
-    NOT_FOUND (Abort of an unknown request). INTERNAL means a bug in the server.
+    NOT_FOUND (Abort of an unknown request), UNAUTHENTICATED (the server wants an API key: metadata
+    `authorization: Bearer KEY`). INTERNAL means a bug in the server.
     """
 
     @staticmethod

@@ -104,6 +104,36 @@ def test_a_wrong_flag(name: str) -> None:
     assert contains(error, parts), error
 
 
+KEY_FILES = {
+    "empty": (b"", ["no key"]),
+    "comments alone": (b"# s3cret\n\n  \n", ["no key"]),
+    "white space within": (b"fine\ns3 cret\n", ["line 2", "white space"]),
+    "white space behind": (b"s3cret \n", ["line 1", "white space"]),
+    "a tab before": (b"\ts3cret\n", ["line 1", "white space"]),
+    "a control character": (b"s3\x07cret\n", ["line 1", "printable ASCII"]),
+    "a letter beyond ASCII": ("s3cr\u00e9t\n".encode(), ["line 1", "printable ASCII"]),
+    "not UTF-8": (b"s3\xffcret\n", ["byte 2"]),
+}
+
+
+@pytest.mark.parametrize("name", KEY_FILES)
+def test_a_file_without_api_keys(name: str, tmp_path: Path) -> None:
+    content, parts = KEY_FILES[name]
+    file = tmp_path / "keys"
+    file.write_bytes(content)
+    error = fails("--api-key-file", str(file))
+    assert contains(error, ["--api-key-file: ", str(file), *parts]), error
+    assert "s3" not in error.replace(str(file), ""), "no part of a key is shown"
+
+
+def test_no_file_of_api_keys(tmp_path: Path) -> None:
+    missing = tmp_path / "keys"
+    error = fails("--api-key-file", str(missing))
+    assert contains(error, ["--api-key-file: ", str(missing), "No such file"]), error
+    error = fails("--api-key-file", str(tmp_path))
+    assert contains(error, ["--api-key-file: ", str(tmp_path), "directory"]), error
+
+
 def test_a_port_in_use() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

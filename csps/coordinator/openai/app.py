@@ -3,17 +3,19 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from http import HTTPStatus
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from csps.coordinator.frontend import TRACE_CONTEXT, Frontend, Prompt
 from csps.coordinator.gate import Gate
 from csps.coordinator.live import LiveRequest
 from csps.coordinator.openai.answers import ChatChoice, Choice, Json, TextChoice
 from csps.coordinator.openai.errors import body_of, describe
+from csps.coordinator.openai.keys import OPEN_PATH, key_check
 from csps.coordinator.openai.schema import (
     MAX_CHOICES,
     AnyRequest,
@@ -25,22 +27,21 @@ from csps.coordinator.openai.sending import Answer
 from csps.core.attention import AttentionParams
 from csps.core.errors import InvalidRequestError
 from csps.core.request import SamplingParams
+from csps.rpc.auth import ApiKeys
 from csps.rpc.options import MAX_MESSAGE_BYTES
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-
-def make_app(gate: Gate, attention: AttentionParams) -> web.Application:
-    """`attention`: of requests that do not choose."""
+def make_app(gate: Gate, attention: AttentionParams, keys: ApiKeys) -> web.Application:
+    """`attention`: of requests that do not choose. `keys`: one of which callers must show."""
     api = _Api(gate, attention)
-    app = web.Application(middlewares=[_errors], client_max_size=MAX_MESSAGE_BYTES)
+    app = web.Application(middlewares=[_errors, key_check(keys)], client_max_size=MAX_MESSAGE_BYTES)
     app.add_routes(
         [
             web.post("/v1/chat/completions", api.chat_completions),
             web.post("/v1/completions", api.completions),
             web.get("/v1/models", api.models),
             web.get("/v1/models/{model}", api.model),
-            web.get("/health", api.health),
+            web.get(OPEN_PATH, api.health),
         ]
     )
     return app

@@ -15,6 +15,7 @@ _STATUS = {
     errors.OverloadedError: HTTPStatus.TOO_MANY_REQUESTS,
     errors.DuplicateRequestError: HTTPStatus.CONFLICT,
     errors.UnknownRequestError: HTTPStatus.NOT_FOUND,
+    errors.UnauthenticatedError: HTTPStatus.UNAUTHORIZED,
     errors.DeadlineError: HTTPStatus.GATEWAY_TIMEOUT,
     errors.UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
@@ -51,7 +52,10 @@ def describe(error: Exception) -> tuple[HTTPStatus, Json, dict[str, str]]:
         headers["Retry-After"] = f"{math.ceil(error.retry_after_s)}"
     param = error.field if isinstance(error, errors.InvalidRequestError) else None
     code = None
-    if isinstance(error, errors.ContextLengthError):
+    if isinstance(error, errors.UnauthenticatedError):
+        code = "invalid_api_key"
+        headers["WWW-Authenticate"] = "Bearer"
+    elif isinstance(error, errors.ContextLengthError):
         code = "context_length_exceeded"
     elif status is HTTPStatus.NOT_FOUND and param == "model":
         code = "model_not_found"

@@ -6,15 +6,18 @@ from csps.coordinator.gate import Gate
 from csps.coordinator.openai.app import make_app
 from csps.core.attention import AttentionParams
 from csps.core.errors import UnavailableError
+from csps.rpc.auth import ApiKeys
 
 
 class OpenAiServer:
     """Serves in the running event loop from `start` to `close`."""
 
-    def __init__(self, gate: Gate, attention: AttentionParams, *, close_s: float) -> None:
-        """`attention`: of requests that do not choose. `close_s`: what answers get to end."""
+    def __init__(
+        self, gate: Gate, attention: AttentionParams, keys: ApiKeys, *, close_s: float
+    ) -> None:
+        """`attention`, `keys` as in make_app. `close_s`: what answers get to end."""
         self._runner = web.AppRunner(
-            make_app(gate, attention),
+            make_app(gate, attention, keys),
             access_log=None,
             handle_signals=False,
             handler_cancellation=True,  # a client that leaves ends its request
