@@ -70,6 +70,13 @@ def test_containers_have_flags_of_their_commands(group: dict[str, Any]) -> None:
     assert flags_in("\n".join(ranks["args"])) <= known_flags("worker")
 
 
+def test_args_that_are_commented_out_are_flags_of_serve() -> None:
+    text = (DEPLOY / "kubernetes/csps.yaml").read_text()
+    off = set(re.findall(r"^ *# - (--[a-z-]+)", text, re.MULTILINE))
+    assert off == {"--api-key-file"}
+    assert off <= known_flags("serve")
+
+
 def test_as_many_ranks_join_as_the_coordinator_waits_for(group: dict[str, Any]) -> None:
     ranks = container(group, "ranks")
     gpus = ranks["resources"]["limits"]["nvidia.com/gpu"]
