@@ -21,6 +21,7 @@ from csps.coordinator.loop import EngineLoop
 from csps.coordinator.openai.app import make_app
 from csps.core.attention import DENSE
 from csps.engine.runner import Runner
+from csps.rpc.auth import ApiKeys
 from tests.e2e.harness import Running, eventually, is_idle, prompt, serve, tail
 from tests.e2e.in_process import TIMEOUT_S, only, serving
 from tests.e2e.openai_client import connect
@@ -227,7 +228,7 @@ def test_the_end_of_a_server_is_told_to_its_streams(tiny_chat: Path, how: str) -
 
 def test_before_the_ranks_are_there_nothing_is_served() -> None:
     async def scenario() -> None:
-        async with TestClient(TestServer(make_app(Gate(), DENSE))) as client:
+        async with TestClient(TestServer(make_app(Gate(), DENSE, ApiKeys(())))) as client:
             assert (await client.get("/health")).status == 503
             for answer in (
                 await client.get("/v1/models"),
