@@ -85,6 +85,6 @@ class ChunkedScheduler(Scheduler):
 
 def _chunk(seq: Sequence, budget: int, new_extents: tuple[Extent, ...] = ()) -> Work:
     """The next tokens of a prompt, at most `budget`."""
-    start = seq.num_computed
+    start = seq.num_planned
     stop = min(start + budget, seq.num_tokens)
     return prefill_work(seq, (Slice(0, start, stop),), new_extents)

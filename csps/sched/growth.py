@@ -20,7 +20,7 @@ class Growth(NamedTuple):
 
 def needs_block(seq: Sequence, ledger: Ledger) -> bool:
     """Whether a running sequence's next token starts a block it does not have."""
-    return ledger.is_full(seq.seq_id, seq.num_computed)
+    return ledger.is_full(seq.seq_id, seq.num_planned)
 
 
 def grow(holding: Seq[Sequence], config: SchedulerConfig, ledger: Ledger) -> Growth:
@@ -36,7 +36,7 @@ def grow(holding: Seq[Sequence], config: SchedulerConfig, ledger: Ledger) -> Gro
     growth = Growth({}, [])
     masters: list[int] = []  # counted when first wanted: most steps need no block
     is_full = ledger.is_full
-    for seq in [seq for seq in holding if is_full(seq.seq_id, seq.num_computed)]:
+    for seq in [seq for seq in holding if is_full(seq.seq_id, seq.num_planned)]:
         while ledger.holds(seq.seq_id) and needs_block(seq, ledger):
             masters = masters or _masters(left, ledger)
             rank = choose_growth_rank(

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from bisect import insort
+from collections import Counter, deque
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -48,7 +49,7 @@ class Scheduler(ABC):
             SequenceStatus.PREFILLING: self._prefilling,
             SequenceStatus.RUNNING: self._running,
         }
-        self._in_flight: dict[Lane, StepPlan] = {}
+        self._in_flight: dict[Lane, deque[StepPlan]] = {lane: deque() for lane in self.lanes}
         self._next_step = dict.fromkeys(self.lanes, 0)
         self._clock = 0  # virtual time: arrivals, and what a schedule adds
         self._released: list[int] = []
@@ -106,11 +107,9 @@ class Scheduler(ABC):
         A step in flight that holds it is waited for: its pages return at that `complete`.
         """
         seq = self._sequences.get(seq_id)
-        if seq is None or seq.aborted:
+        if seq is None or seq.closing:
             return False
-        seq.aborted = True
-        if not seq.in_flight:
-            self._end(seq)
+        self._close(seq)
         return True
 
     def released(self) -> list[int]:
@@ -131,15 +130,17 @@ class Scheduler(ABC):
         decode may preempt even when it returns None.
         """
         assert lane in self.lanes, f"no {lane} lane in {self.lanes}"
-        if lane in self._in_flight:
+        if self._in_flight[lane]:
             return None
         work = self._plan_work(lane)
         if not work:
             return None
         for item in work:
-            self._sequences[item.seq_id].in_flight = True
+            seq = self._sequences[item.seq_id]
+            seq.in_flight += 1
+            seq.num_planned = item.stop
         plan = StepPlan(lane, self.take_step_id(lane), tuple(work))
-        self._in_flight[lane] = plan
+        self._in_flight[lane].append(plan)
         return plan
 
     def take_step_id(self, lane: Lane) -> int:
@@ -154,20 +155,20 @@ class Scheduler(ABC):
         `sampled` holds a token by seq_id for every Work with `sample`. Returns those tokens
         in plan order, without the aborted sequences'.
         """
-        in_flight = self._in_flight.pop(plan.lane, None)
-        assert in_flight is not None, f"no {plan.lane} step is in flight"
+        assert self._in_flight[plan.lane], f"no {plan.lane} step is in flight"
+        in_flight = self._in_flight[plan.lane].popleft()
         assert in_flight.step_id == plan.step_id, f"step {in_flight.step_id} is in flight"
         events = []
         block_size = self.config.block_size
         for item in in_flight.work:
             seq = self._sequences[item.seq_id]
-            seq.in_flight = False
+            seq.in_flight -= 1
             num_tokens = len(item.token_ids)
             seq.num_computed = stop = item.start + num_tokens
             if stop % block_size < num_tokens:  # a block is full that was not
                 self.ledger.publish(seq.seq_id, seq.token_ids, stop, seq.salts[-1])
-            if seq.aborted:
-                self._end(seq)
+            if seq.closing:
+                self._close(seq)
             elif item.sample:
                 token = sampled[item.seq_id]
                 events.append(TokenEvent(seq, token, self._take_token(seq, token.token_id)))
@@ -210,9 +211,10 @@ class Scheduler(ABC):
         listed = sorted(seq.seq_id for seq in self._waiting + holding)
         assert listed == sorted(self._sequences), "a live sequence is not in exactly one list"
         assert len(holding) <= self.config.max_running, "more sequences hold KV than allowed"
-        planned = [item.seq_id for plan in self._in_flight.values() for item in plan.work]
-        flying = [seq.seq_id for seq in self._sequences.values() if seq.in_flight]
-        assert sorted(planned) == sorted(flying), f"planned {planned}, marked {flying}"
+        plans = [plan for in_flight in self._in_flight.values() for plan in in_flight]
+        planned = Counter(item.seq_id for plan in plans for item in plan.work)
+        flying = {seq.seq_id: seq.in_flight for seq in self._sequences.values() if seq.in_flight}
+        assert planned == flying, f"planned {planned}, marked {flying}"
         queued = sum(seq.num_tokens for seq in self._waiting)
         assert queued == self._waiting_tokens, f"{queued} tokens wait, not {self._waiting_tokens}"
         for status, members in self._lists.items():
@@ -221,8 +223,8 @@ class Scheduler(ABC):
                 assert seq.status is status, f"sequence {seq.seq_id}: {seq.status}, not {status}"
         for seq in holding:
             # A decode step in flight has the block of its token already.
-            decoding = seq.status is SequenceStatus.RUNNING and not seq.in_flight
-            tokens = seq.num_computed if decoding else seq.num_tokens
+            decoding = seq.status is SequenceStatus.RUNNING
+            tokens = seq.num_planned if decoding else seq.num_tokens
             held = self.ledger.num_blocks(seq.seq_id)
             want = num_blocks(tokens, self.config.block_size)
             assert held == want, f"sequence {seq.seq_id} holds {held} blocks, needs {want}"
@@ -258,14 +260,14 @@ class Scheduler(ABC):
     def _start(self, seq: Sequence, prefix: Prefix) -> None:
         """A waiting sequence, whose blocks have just been placed, begins its prefill."""
         self._move(seq, SequenceStatus.PREFILLING)
-        seq.num_computed = seq.expected_cached = prefix.num_tokens
+        seq.num_computed = seq.num_planned = seq.expected_cached = prefix.num_tokens
         if seq.num_cached is None:
             seq.num_cached = prefix.num_tokens
 
     def _preempt(self, seq: Sequence) -> None:
         """Queue a sequence that lost its KV."""
         assert not seq.in_flight, f"sequence {seq.seq_id} is in flight"
-        seq.num_computed = 0
+        seq.num_computed = seq.num_planned = 0
         self._move(seq, SequenceStatus.WAITING)
         self._released.append(seq.seq_id)
         self.num_preemptions += 1
@@ -273,7 +275,7 @@ class Scheduler(ABC):
     def _take_token(self, seq: Sequence, token_id: int) -> FinishReason | None:
         finish = seq.append(token_id)
         if finish is not None:
-            self._end(seq)
+            self._close(seq)
         elif seq.status is SequenceStatus.PREFILLING:
             self._move(seq, SequenceStatus.RUNNING)
         return finish
@@ -287,8 +289,14 @@ class Scheduler(ABC):
             return None
         if any(self.ledger.free_pages(rank) for rank in self.config.ranks(Lane.DECODE)):
             return None
-        self._end(seq)
+        self._close(seq)
         return FinishReason.LENGTH
+
+    def _close(self, seq: Sequence) -> None:
+        """End it, when no step has it any more: until then its pages are written to."""
+        seq.closing = True
+        if not seq.in_flight:
+            self._end(seq)
 
     def _end(self, seq: Sequence) -> None:
         self._unlist(seq)

@@ -26,10 +26,11 @@ class Sequence:
     The caller sets the first five fields; the scheduler owns the others. `max_new_tokens`
     starts as sampling.max_tokens and is lowered to the context length by the scheduler.
     `arrival`: the scheduler's virtual time then, no two alike. `num_computed`: tokens whose
-    KV is in the pages. `stages`: prefill steps not yet planned, where they were fixed in
-    advance. `expected_cached`: tokens of a waiting sequence that the prefix cache had when last
-    looked; `looked_at`: the ledger's `num_published` then. `num_cached`: those it had when the
-    sequence first started, None before.
+    KV is in the pages; `num_planned`: those and what the `in_flight` steps under way compute.
+    `closing`: it ends when no step has it any more. `stages`: prefill steps not yet planned,
+    where they were fixed in advance. `expected_cached`: tokens of a waiting sequence that the
+    prefix cache had when last looked; `looked_at`: the ledger's `num_published` then.
+    `num_cached`: those it had when the sequence first started, None before.
     """
 
     seq_id: int
@@ -41,9 +42,10 @@ class Sequence:
     max_new_tokens: int | None = None
     arrival: int = -1
     num_computed: int = 0
+    num_planned: int = 0
     status: SequenceStatus = SequenceStatus.WAITING
-    in_flight: bool = False
-    aborted: bool = False
+    in_flight: int = 0
+    closing: bool = False
     stages: Stages = ()
     expected_cached: int = 0
     looked_at: int = 0

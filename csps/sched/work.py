@@ -41,7 +41,7 @@ def _targets(seq: Sequence, start: int, stop: int) -> Targets | None:
 
 def decode_work(seq: Sequence, master: int, new_extents: tuple[Extent, ...] = ()) -> Work:
     """Compute the newest token on rank `master`, which owns its block, and draw the next."""
-    at = seq.num_computed
+    at = seq.num_planned
     token_ids, slices = (seq.output_ids[-1],), (Slice(master, at, at + 1),)
     # By position: every token of a server comes through here.
     return Work(seq.seq_id, at, token_ids, slices, new_extents, True)
