@@ -45,7 +45,8 @@ class Work(NamedTuple):
     plan of a sequence only (a sequence that is recomputed starts again). `sample`: the
     rank that computes the last position draws the next token. `attention`: how a prefill
     attends; decode is always exact. `targets`: prompt tokens whose log-probability is wanted;
-    they lie in [start + 1, stop + 1).
+    they lie in [start + 1, stop + 1). `pending`: the one token is that which the lane's step
+    before draws; the ranks know it by then, whoever planned this step did not.
     """
 
     seq_id: int
@@ -57,6 +58,7 @@ class Work(NamedTuple):
     sampling: SamplingParams | None = None
     attention: AttentionParams = DENSE
     targets: Targets | None = None
+    pending: bool = False
 
     @property
     def num_tokens(self) -> int:

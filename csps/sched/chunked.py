@@ -20,10 +20,12 @@ KV is split by head over the ranks: every rank has every block at the same page,
 one shard, rank 0 of the ledger.
 """
 
+from collections.abc import Sequence as Seq
+
 from csps.core.plan import Lane, Work
 from csps.core.shards import Extent, Slice, num_blocks
 from csps.sched.config import SchedulerConfig
-from csps.sched.growth import grow
+from csps.sched.growth import Growth, grow
 from csps.sched.prefix_cache import Prefix
 from csps.sched.scheduler import Scheduler, by_arrival
 from csps.sched.sequence import Sequence
@@ -43,10 +45,24 @@ class ChunkedScheduler(Scheduler):
         return bool(self._waiting or self._prefilling or self._running)
 
     def _plan_work(self, lane: Lane) -> list[Work]:
-        work = self._decode()
-        left = self.config.token_budget - len(work)
+        return self._fill(self._decode())
+
+    def _plan_ahead(self, lane: Lane) -> list[Work]:
+        following = self._follow()
+        if following is None:
+            return []
+        growth = grow(following, self.config, self.ledger)
+        assert not growth.preempted, "there was room"
+        return self._fill(_decode_works(following, growth))
+
+    def _fill(self, work: list[Work]) -> list[Work]:
+        """A step that has `work` of those who decode, with prompts in the rest of its budget."""
+        prefilling = [seq for seq in self._prefilling if not seq.closing]
+        unfinished = [seq for seq in prefilling if seq.num_planned < seq.num_tokens]
+        # Those that end their prompt in the step under way decode in the one behind this.
+        left = self.config.token_budget - len(work) - (len(prefilling) - len(unfinished))
         assert left >= 0, f"{len(work)} sequences decode"
-        for seq in self._prefilling:
+        for seq in unfinished:
             if left == 0:
                 break
             work.append(_chunk(seq, left))
@@ -71,9 +87,7 @@ class ChunkedScheduler(Scheduler):
         growth = grow(holding, self.config, self.ledger)
         for seq in growth.preempted:
             self._preempt(seq)
-        return [
-            decode_work(seq, 0, growth.new_extents.get(seq.seq_id, ())) for seq in self._running
-        ]
+        return _decode_works(self._running, growth)
 
     def _has_kv(self, seq: Sequence, prefix: Prefix) -> bool:
         """Whether a waiting sequence can have its KV now. A prefix never takes more pages."""
@@ -81,6 +95,10 @@ class ChunkedScheduler(Scheduler):
         # Alone it may have everything, or it would wait for ever.
         keep = self.config.watermark_pages if self.ledger.num_sequences else 0
         return self.ledger.free_by_rank(prefix)[0] - blocks >= keep
+
+
+def _decode_works(running: Seq[Sequence], growth: Growth) -> list[Work]:
+    return [decode_work(seq, 0, growth.new_extents.get(seq.seq_id, ())) for seq in running]
 
 
 def _chunk(seq: Sequence, budget: int, new_extents: tuple[Extent, ...] = ()) -> Work:

@@ -15,6 +15,7 @@ has it: a block never moves, and there is at most one of them per sequence.
 """
 
 from bisect import bisect_left, insort
+from collections.abc import Sequence as Seq
 
 from csps.core.plan import Lane, Work
 from csps.core.shards import Extent
@@ -50,6 +51,11 @@ class DisaggScheduler(Scheduler):
 
     def _plan_work(self, lane: Lane) -> list[Work]:
         return self._plan_prefill() if lane is Lane.PREFILL else self._plan_decode()
+
+    def _plan_ahead(self, lane: Lane) -> list[Work]:
+        """Of decode: a prefill step takes so long that what comes between two does not count."""
+        following = self._follow() if lane is Lane.DECODE else None
+        return self._decode(following) if following else []
 
     # Prefill lane
 
@@ -120,7 +126,11 @@ class DisaggScheduler(Scheduler):
     # Decode lane
 
     def _plan_decode(self) -> list[Work]:
-        growth = grow(self._running, self.config, self.ledger)
+        return self._decode(self._running)
+
+    def _decode(self, running: Seq[Sequence]) -> list[Work]:
+        """One token of each, but of those that lose their KV."""
+        growth = grow(running, self.config, self.ledger)
         for seq in growth.preempted:
             self._preempt(seq)
         return [
@@ -129,5 +139,6 @@ class DisaggScheduler(Scheduler):
                 self.ledger.last_rank(seq.seq_id),
                 growth.new_extents.get(seq.seq_id, ()),
             )
-            for seq in self._running
+            for seq in running
+            if seq.status is SequenceStatus.RUNNING
         ]

@@ -23,6 +23,12 @@ def needs_block(seq: Sequence, ledger: Ledger) -> bool:
     return ledger.is_full(seq.seq_id, seq.num_planned)
 
 
+def has_room(running: Seq[Sequence], config: SchedulerConfig, ledger: Ledger) -> bool:
+    """Whether `grow` would find a block for all of `running` without taking anyone's."""
+    wanted = sum(needs_block(seq, ledger) for seq in running)
+    return wanted <= sum(ledger.free_pages(rank) for rank in config.ranks(Lane.DECODE))
+
+
 def grow(holding: Seq[Sequence], config: SchedulerConfig, ledger: Ledger) -> Growth:
     """Append to the ledger a block for every sequence that needs one, oldest first.
 

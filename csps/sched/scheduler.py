@@ -11,7 +11,7 @@ from csps.core.plan import Lane, SampledToken, StepPlan, Work
 from csps.core.request import FinishReason
 from csps.core.shards import num_blocks
 from csps.sched.config import SchedulerConfig
-from csps.sched.growth import needs_block
+from csps.sched.growth import has_room, needs_block
 from csps.sched.ledger import Ledger
 from csps.sched.placement import fits_kv
 from csps.sched.prefix_cache import NO_PREFIX, Prefix
@@ -19,11 +19,16 @@ from csps.sched.sequence import Sequence, SequenceStatus, TokenEvent
 
 
 class Scheduler(ABC):
-    """Decides the steps of its lanes; at most one plan of a lane is in flight.
+    """Decides the steps of its lanes; at most two plans of a lane are in flight.
 
     The caller runs `plan(lane)` -> all ranks report -> `complete(plan, sampled)`. After any
     call it hands `released()` to the ranks before it sends another plan: pages of a
     released sequence may already be another's in that plan. Not thread safe.
+
+    A lane that decodes may be planned one step ahead, so that ranks need not wait for what
+    follows from a step before they begin the next. Tokens that the step under way draws stand
+    in that plan as `Work.pending`; a sequence that turns out to have ended is computed once in
+    vain, and keeps its pages until then.
 
     A schedule says in `lanes` which lanes it has, and in `_plan_work` what their steps do.
     """
@@ -59,6 +64,13 @@ class Scheduler(ABC):
         """The lane's next step, empty if nothing can run; none of the lane is in flight.
 
         Sequences with KV are moved by `_start` and `_preempt` alone.
+        """
+
+    @abstractmethod
+    def _plan_ahead(self, lane: Lane) -> list[Work]:
+        """The step behind the one that is in flight; empty if it must be waited for.
+
+        Takes no sequence's KV.
         """
 
     @abstractmethod
@@ -123,16 +135,18 @@ class Scheduler(ABC):
 
     # Steps
 
-    def plan(self, lane: Lane) -> StepPlan | None:
+    def plan(self, lane: Lane, *, ahead: bool = False) -> StepPlan | None:
         """The lane's next step; None while one is in flight or nothing can run.
 
+        With `ahead` the step behind the one in flight, None while there are two.
         A sequence that waits for KV can run after any `complete` or `abort`. Planning
         decode may preempt even when it returns None.
         """
         assert lane in self.lanes, f"no {lane} lane in {self.lanes}"
-        if self._in_flight[lane]:
+        in_flight = self._in_flight[lane]
+        if len(in_flight) > ahead:
             return None
-        work = self._plan_work(lane)
+        work = self._plan_ahead(lane) if in_flight else self._plan_work(lane)
         if not work:
             return None
         for item in work:
@@ -140,7 +154,7 @@ class Scheduler(ABC):
             seq.in_flight += 1
             seq.num_planned = item.stop
         plan = StepPlan(lane, self.take_step_id(lane), tuple(work))
-        self._in_flight[lane].append(plan)
+        in_flight.append(plan)
         return plan
 
     def take_step_id(self, lane: Lane) -> int:
@@ -165,11 +179,12 @@ class Scheduler(ABC):
             seq.in_flight -= 1
             num_tokens = len(item.token_ids)
             seq.num_computed = stop = item.start + num_tokens
-            if stop % block_size < num_tokens:  # a block is full that was not
-                self.ledger.publish(seq.seq_id, seq.token_ids, stop, seq.salts[-1])
             if seq.closing:
                 self._close(seq)
-            elif item.sample:
+                continue
+            if stop % block_size < num_tokens:  # a block is full that was not
+                self.ledger.publish(seq.seq_id, seq.token_ids, stop, seq.salts[-1])
+            if item.sample:
                 token = sampled[item.seq_id]
                 events.append(TokenEvent(seq, token, self._take_token(seq, token.token_id)))
         if self.ledger.num_sequences > 1:
@@ -229,6 +244,21 @@ class Scheduler(ABC):
             want = num_blocks(tokens, self.config.block_size)
             assert held == want, f"sequence {seq.seq_id} holds {held} blocks, needs {want}"
 
+    # What schedules have in common
+
+    def _follow(self) -> list[Sequence] | None:
+        """Running sequences that go on behind the step in flight; None if KV has no room for it.
+
+        Left out are those of which it is known that they end with it.
+        """
+        following = [
+            seq
+            for seq in self._running
+            if not seq.closing
+            and (not seq.in_flight or len(seq.output_ids) + 1 != seq.max_new_tokens)
+        ]
+        return following if has_room(following, self.config, self.ledger) else None
+
     # Moves between the lists
 
     @property
@@ -285,7 +315,7 @@ class Scheduler(ABC):
 
         No other holds KV.
         """
-        if not needs_block(seq, self.ledger):
+        if seq.in_flight or not needs_block(seq, self.ledger):
             return None
         if any(self.ledger.free_pages(rank) for rank in self.config.ranks(Lane.DECODE)):
             return None

@@ -40,8 +40,13 @@ def _targets(seq: Sequence, start: int, stop: int) -> Targets | None:
 
 
 def decode_work(seq: Sequence, master: int, new_extents: tuple[Extent, ...] = ()) -> Work:
-    """Compute the newest token on rank `master`, which owns its block, and draw the next."""
+    """Compute the newest token on rank `master`, which owns its block, and draw the next.
+
+    While a step is under way that draws the newest, nobody knows it yet.
+    """
     at = seq.num_planned
-    token_ids, slices = (seq.output_ids[-1],), (Slice(master, at, at + 1),)
+    slices = (Slice(master, at, at + 1),)
     # By position: every token of a server comes through here.
-    return Work(seq.seq_id, at, token_ids, slices, new_extents, True)
+    if seq.in_flight:
+        return Work(seq.seq_id, at, (0,), slices, new_extents, True, pending=True)
+    return Work(seq.seq_id, at, (seq.output_ids[-1],), slices, new_extents, True)

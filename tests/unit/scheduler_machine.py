@@ -1,5 +1,7 @@
 """Random arrivals and aborts for any scheduler, against simulated ranks."""
 
+from collections import deque
+
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -8,7 +10,7 @@ from csps.core.errors import InvalidRequestError, OverloadedError
 from csps.core.plan import Lane, StepPlan
 from csps.core.request import FinishReason, SamplingParams
 from csps.sched.scheduler import Scheduler
-from csps.sched.sequence import Sequence
+from csps.sched.sequence import Sequence, SequenceStatus
 from tests.unit.simulated_ranks import SimulatedRanks, prompt_of, token_at
 
 STOP_TOKEN = 13
@@ -38,10 +40,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler = self.draw_scheduler(data)
         self.config = self.scheduler.config
         self.ranks = SimulatedRanks(self.config)
-        self.in_flight: dict[Lane, StepPlan] = {}
+        self.in_flight: dict[Lane, deque[StepPlan]] = {
+            lane: deque() for lane in self.scheduler.lanes
+        }
         self.live: dict[int, Sequence] = {}
         self.outputs: dict[int, list[int]] = {}
         self.next_id = 0
+        self.ahead = data.draw(st.booleans())
 
     @rule(
         num_prompt=st.one_of(st.integers(1, 12), st.integers(1, 60)),
@@ -84,24 +89,39 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.live[seq_id] = seq
             self.outputs[seq_id] = []
 
-    @rule(pick=st.integers(0, 1))
-    def plan(self, pick: int) -> None:
-        self.start_step(self.lane(pick))
+    @rule(pick=st.integers(0, 1), ahead=st.booleans())
+    def plan(self, pick: int, ahead: bool) -> None:
+        self.start_step(self.lane(pick), ahead)
 
-    def start_step(self, lane: Lane) -> None:
-        plan = self.scheduler.plan(lane)
+    def start_step(self, lane: Lane, ahead: bool = False) -> StepPlan | None:
+        in_flight = self.in_flight[lane]
+        is_ahead, num_preemptions = len(in_flight) == 1, self.scheduler.num_preemptions
+        plan = self.scheduler.plan(lane, ahead=ahead)
         self.ranks.release(self.scheduler.released())
-        if lane in self.in_flight:
+        if len(in_flight) > ahead:
             assert plan is None
         elif plan is not None:
             assert plan.lane is lane
-            self.in_flight[lane] = plan
+            in_flight.append(plan)
             self.ranks.start(plan)
+            if is_ahead:
+                assert self.scheduler.num_preemptions == num_preemptions
+                self.check_ahead(plan)
+        return plan
+
+    def check_ahead(self, plan: StepPlan) -> None:
+        """Nobody who goes on is left out, and nobody who surely ends is in it."""
+        planned = {item.seq_id: item for item in plan.work if item.num_tokens == 1}
+        for seq in self.live.values():
+            if seq.status is not SequenceStatus.RUNNING:
+                continue
+            num_drawn = len(seq.output_ids) + seq.in_flight - (seq.seq_id in planned)
+            assert (seq.seq_id in planned) == (num_drawn < seq.max_new_tokens)
 
     @rule(pick=st.integers(0, 1))
     def complete(self, pick: int) -> None:
         lane = self.lane(pick)
-        if lane in self.in_flight:
+        if self.in_flight[lane]:
             self.finish_step(lane)
 
     @rule(pick=st.integers(0, 20))
@@ -115,21 +135,25 @@ class SchedulerMachine(RuleBasedStateMachine):
         del self.live[seq_id]
         self.ranks.release(self.scheduler.released())
 
-    @rule(num_rounds=st.integers(1, 8))
-    def run(self, num_rounds: int) -> None:
+    @rule(num_rounds=st.integers(1, 8), ahead=st.booleans())
+    def run(self, num_rounds: int, ahead: bool) -> None:
+        self.ahead = ahead
         for _ in range(num_rounds):
             self.round()
 
     def round(self) -> None:
-        """Start what can start in all lanes, then end those steps."""
+        """Start what can start in all lanes, one step ahead or none, then end a step of each."""
         for lane in self.scheduler.lanes:
             self.start_step(lane)
-        for lane in sorted(self.in_flight):
-            self.finish_step(lane)
+            if self.ahead:
+                self.start_step(lane, ahead=True)
+        for lane in self.scheduler.lanes:
+            if self.in_flight[lane]:
+                self.finish_step(lane)
         self.ranks_agree_with_the_ledger()
 
     def finish_step(self, lane: Lane) -> None:
-        plan = self.in_flight.pop(lane)
+        plan = self.in_flight[lane].popleft()
         sampled = self.ranks.finish(plan)
         events = self.scheduler.complete(plan, sampled)
         assert [event.seq.seq_id for event in events] == [
@@ -196,7 +220,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert rounds <= bound, f"still {self.live} after {rounds} rounds"
             self.round()
         assert not self.live
-        assert not self.in_flight
+        assert not any(self.in_flight.values())
         assert not self.ranks.pages
         assert self.scheduler.kv_usage == 0.0
         assert self.scheduler.num_waiting_tokens == 0

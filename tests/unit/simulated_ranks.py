@@ -44,14 +44,19 @@ class SimulatedRanks:
         self.pages: dict[int, list[tuple[int, int]]] = {}  # seq_id: (rank, page) by block
         self.computed: dict[int, int] = {}
         self.attention: dict[int, AttentionParams] = {}
+        self.drawn: dict[int, set[int]] = {}  # positions whose token a step has drawn, or will
         self.num_cached = 0  # tokens that were read and not computed
         self.kv: dict[tuple[int, int, int], Entry] = {}
-        self.writing: dict[Lane, set[tuple[int, int, int]]] = {lane: set() for lane in Lane}
+        self.under_way: dict[tuple[Lane, int], set[int]] = {}  # sequences by step
+        self.writing: dict[tuple[Lane, int], set[tuple[int, int, int]]] = {}  # by step
         self.next_step = dict.fromkeys(Lane, 0)
 
     def release(self, seq_ids: Iterable[int]) -> None:
         for seq_id in seq_ids:
             del self.pages[seq_id], self.computed[seq_id], self.attention[seq_id]
+            self.drawn.pop(seq_id, None)
+            for (lane, step_id), computed in self.under_way.items():
+                assert seq_id not in computed, f"{lane} step {step_id} has {seq_id}"
 
     def start(self, plan: StepPlan) -> None:
         """Write the KV of a plan: at once, so that a page reused too early shows later."""
@@ -59,10 +64,12 @@ class SimulatedRanks:
         self.next_step[plan.lane] += 1
         assert plan.work
         assert len({item.seq_id for item in plan.work}) == len(plan.work)
+        self.under_way[plan.lane, plan.step_id] = {item.seq_id for item in plan.work}
+        writing = self.writing[plan.lane, plan.step_id] = set()
         for item in plan.work:
-            self._start(item, plan.lane)
+            self._start(item, writing)
 
-    def _start(self, item: Work, lane: Lane) -> None:
+    def _start(self, item: Work, new: set[tuple[int, int, int]]) -> None:
         assert (item.sampling is not None) == (item.seq_id not in self.pages)
         is_new = item.seq_id not in self.pages
         pages = self.pages.setdefault(item.seq_id, [])
@@ -84,12 +91,19 @@ class SimulatedRanks:
             for position in range(piece.start, piece.stop):
                 slot = self._slot(item.seq_id, position)
                 assert slot[0] == piece.rank, "the rank that computes a block must own it"
-                assert item.token_ids[position - item.start] == token_at(item.seq_id, position)
+                token_id = token_at(item.seq_id, position)
+                if item.pending:
+                    assert item.token_ids == (0,)
+                    assert position in self.drawn[item.seq_id], "nobody draws what it waits for"
+                else:
+                    assert item.token_ids[position - item.start] == token_id
                 entry = Entry(history(item.seq_id, position), self.attention[item.seq_id])
                 self.kv[slot] = entry
-                self.writing[lane].add(slot)
+                new.add(slot)
             at = piece.stop
         assert at == item.stop
+        if item.sample:
+            self.drawn.setdefault(item.seq_id, set()).add(at)
         self.computed[item.seq_id] = at
 
     def finish(self, plan: StepPlan) -> dict[int, SampledToken]:
@@ -106,7 +120,7 @@ class SimulatedRanks:
             if item.sample:
                 token = SampledToken(item.seq_id, token_at(item.seq_id, item.stop))
                 sampled[item.seq_id] = token
-        self.writing[plan.lane].clear()
+        del self.writing[plan.lane, plan.step_id], self.under_way[plan.lane, plan.step_id]
         return sampled
 
     def _slot(self, seq_id: int, position: int) -> tuple[int, int, int]:

@@ -30,24 +30,47 @@ class ChunkedMachine(SchedulerMachine):
             )
         )
 
-    def start_step(self, lane: Lane) -> None:
-        running = [seq for seq in self.live.values() if seq.status is SequenceStatus.RUNNING]
+    def start_step(self, lane: Lane, ahead: bool = False) -> StepPlan | None:
+        running = [
+            seq
+            for seq in self.live.values()
+            if seq.status is SequenceStatus.RUNNING
+            and len(seq.output_ids) + seq.in_flight != seq.max_new_tokens
+        ]
+        # Their prompts end in the step under way.
+        joining = [
+            seq
+            for seq in self.live.values()
+            if seq.status is SequenceStatus.PREFILLING and seq.num_planned == seq.num_tokens
+        ]
         num_preemptions = self.scheduler.num_preemptions
-        idle = lane not in self.in_flight
-        super().start_step(lane)
-        if idle and lane in self.in_flight:
+        plan = super().start_step(lane, ahead)
+        if plan is not None:
             num_preempted = self.scheduler.num_preemptions - num_preemptions
-            self.check_plan(self.in_flight[lane], running, num_preempted)
+            self.check_plan(plan, running, joining, num_preempted)
+        return plan
 
-    def check_plan(self, plan: StepPlan, running: list[Sequence], num_preempted: int) -> None:
-        """`running` before the plan, which preempted `num_preempted`."""
-        assert plan.num_tokens <= self.config.token_budget
+    def check_plan(
+        self,
+        plan: StepPlan,
+        running: list[Sequence],
+        joining: list[Sequence],
+        num_preempted: int,
+    ) -> None:
+        """`running`, `joining` before the plan, which preempted `num_preempted`."""
+        # Whoever joins finds room in the next one.
+        num_tokens = plan.num_tokens + len(joining)
+        assert num_tokens <= self.config.token_budget
         planned = {item.seq_id: item for item in plan.work}
         # Whoever decodes gets its token, whatever prompts there are.
         stalled = [seq for seq in running if seq.seq_id not in planned]
         assert len(stalled) <= num_preempted
         # First come, first served: no prompt gets anything before older ones are served.
-        prefilling = [seq for seq in self.live.values() if seq.status is SequenceStatus.PREFILLING]
+        prefilling = [
+            seq
+            for seq in self.live.values()
+            if seq.status is SequenceStatus.PREFILLING and seq not in joining
+        ]
         served = [seq.arrival for seq in prefilling if seq.seq_id in planned]
         passed_over = [seq.arrival for seq in prefilling if seq.seq_id not in planned]
         passed_over += [
@@ -55,7 +78,7 @@ class ChunkedMachine(SchedulerMachine):
         ]
         assert max(served, default=-1) < min(passed_over, default=inf)
         # Tokens are left only when there is no prompt to spend them on.
-        if plan.num_tokens < self.config.token_budget:
+        if num_tokens < self.config.token_budget:
             assert all(planned[seq.seq_id].stop == seq.num_tokens for seq in prefilling)
 
 

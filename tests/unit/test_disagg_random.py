@@ -35,11 +35,11 @@ class DisaggMachine(SchedulerMachine):
             )
         )
 
-    def start_step(self, lane: Lane) -> None:
-        idle = lane not in self.in_flight
-        super().start_step(lane)
-        if idle and lane in self.in_flight:
-            self.check_ranks(self.in_flight[lane])
+    def start_step(self, lane: Lane, ahead: bool = False) -> StepPlan | None:
+        plan = super().start_step(lane, ahead)
+        if plan is not None:
+            self.check_ranks(plan)
+        return plan
 
     def check_ranks(self, plan: StepPlan) -> None:
         """Each lane takes pages on its ranks; decode completes a prompt's last block elsewhere."""
