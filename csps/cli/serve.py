@@ -9,6 +9,7 @@ from csps.checkpoint.locate import DEFAULT_MODEL
 from csps.cli import device_options as device
 from csps.cli import network_options as network
 from csps.cli import observe_options as observe
+from csps.cli import schedule_options as schedule
 from csps.cli import sparse_options as sparse
 from csps.cli.api_keys import read_keys
 from csps.cli.serve_flags import (
@@ -33,12 +34,10 @@ from csps.core.config import (
     WorkerSetup,
 )
 from csps.core.errors import ConfigError
-from csps.core.plan import Layout
 from csps.core.strategy import STRATEGIES, Strategy, lane_layouts
 from csps.units import parse_bytes
 
 SHAPE = "Model and ranks"
-SCHEDULE = "Scheduling"
 ATTENTION, CSA = AttentionParams(), CsaConfig()  # their defaults are the flags'
 
 
@@ -114,117 +113,20 @@ def serve(
     block_size: Annotated[
         int, typer.Option(min=1, help="Tokens of a KV block.", rich_help_panel=SHAPE)
     ] = 64,
-    long_tokens: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="Prompts at least this long are split over all ranks.",
-            rich_help_panel=SCHEDULE,
-        ),
-    ] = 512,
-    stage_tokens: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            help="csps, ring: new tokens of one prefill step. A short prompt waits for one step "
-            "at most. 0: 4,096 on GPUs, 2,048 on CPUs.",
-            rich_help_panel=SCHEDULE,
-        ),
-    ] = 0,
-    token_budget: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="sarathi, shift: new tokens of one step, decoded ones included.",
-            rich_help_panel=SCHEDULE,
-        ),
-    ] = 512,
-    layout: Annotated[
-        Layout | None,
-        typer.Option(
-            help="Steps of shift, and decode steps of csps: sp splits their tokens over ranks, tp "
-            "the weights. Default: the cheaper one, by a cost model fitted to steps that are "
-            "measured at start-up.",
-            rich_help_panel=SCHEDULE,
-        ),
-    ] = None,
-    shift_threshold: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            help="In place of the cost model: steps of more tokens have layout sp, others tp.",
-            rich_help_panel=SCHEDULE,
-        ),
-    ] = 0,
-    probe_every: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            help="Every so many steps, one has the layout that the cost model did not choose, so "
-            "that step records show what either takes. 0: never.",
-            rich_help_panel=SCHEDULE,
-        ),
-    ] = 0,
-    tbt_target: Annotated[
-        float,
-        typer.Option(
-            help="csps, ring: milliseconds between tokens that will do. While prompts are "
-            "prefilled, decode then takes no step sooner, and prompts are done earlier. 0: tokens "
-            "as soon as they can be had.",
-            rich_help_panel=SCHEDULE,
-        ),
-    ] = 0.0,
-    ageing: Annotated[
-        float,
-        typer.Option(
-            min=0.01,
-            help="csps, ring: the shortest remaining prompt goes first, but each token prefilled "
-            "since a request's arrival counts as this many off its own. Large: first come, "
-            "first served.",
-            rich_help_panel=SCHEDULE,
-        ),
-    ] = 0.5,
-    prefill_ranks: Annotated[
-        str,
-        typer.Option(
-            help="csps, ring: ranks that prefill, such as 0-2 or 0,2; the others answer queries "
-            "alone. Default: all.",
-            rich_help_panel=SCHEDULE,
-        ),
-    ] = "",
-    decode_ranks: Annotated[
-        str,
-        typer.Option(
-            help="csps, ring: ranks that decode, and keep the KV of new tokens. Default: all.",
-            rich_help_panel=SCHEDULE,
-        ),
-    ] = "",
-    prefix_cache: Annotated[
-        bool,
-        typer.Option(
-            "--prefix-cache/--no-prefix-cache",
-            help="Begin a prompt behind what its KV is there of, from earlier ones.",
-            rich_help_panel=SCHEDULE,
-        ),
-    ] = True,
-    max_running: Annotated[
-        int,
-        typer.Option(
-            "--max-running",
-            "--max-num-seqs",
-            min=1,
-            help="Requests that hold KV at a time.",
-            rich_help_panel=SCHEDULE,
-        ),
-    ] = 64,
-    max_waiting_tokens: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="Queued prompt tokens above which requests are refused.",
-            rich_help_panel=SCHEDULE,
-        ),
-    ] = 1_000_000,
+    long_tokens: schedule.LongTokens = 512,
+    stage_tokens: schedule.StageTokens = 0,
+    token_budget: schedule.TokenBudget = 512,
+    layout: schedule.FixedLayout = None,
+    shift_threshold: schedule.ShiftThreshold = 0,
+    probe_every: schedule.ProbeEvery = 0,
+    tbt_target: schedule.TbtTarget = 0.0,
+    ageing: schedule.Ageing = 0.5,
+    prefill_ranks: schedule.PrefillRanks = "",
+    decode_ranks: schedule.DecodeRanks = "",
+    prefix_cache: schedule.PrefixCache = True,
+    async_scheduling: schedule.AsyncScheduling = True,
+    max_running: schedule.MaxRunning = 64,
+    max_waiting_tokens: schedule.MaxWaitingTokens = 1_000_000,
     attention: sparse.Attention = None,
     csa_gamma: sparse.Gamma = ATTENTION.gamma,
     csa_min_recall: sparse.MinRecall = CSA.min_recall,
@@ -289,6 +191,7 @@ def serve(
             step_sequences=max_running,
             attention_backend=attention_backend,
             cuda_graphs=cuda_graphs,
+            async_scheduling=async_scheduling,
             decode_layouts=lane_layouts(strategy, decode_lane, layout),
             max_model_len=max_model_len,
             tp=tp,

@@ -8,9 +8,10 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from csps.coordinator.counters import LaneCounters
 from csps.coordinator.live import Ended, LiveRequest, Prefilled, PrefillStep
@@ -21,13 +22,22 @@ from csps.core.errors import CspsError, DuplicateRequestError, UnavailableError
 from csps.core.plan import Lane, StepPlan, StepResult
 from csps.core.request import FinishReason
 from csps.core.shards import Extent
-from csps.rpc.fleet import Fleet
+from csps.rpc.fleet import Fleet, StepUnderWay
 from csps.sched.cost import shape_of
 from csps.sched.layout import Decision, LayoutPolicy
 from csps.sched.pacing import DecodePace
 from csps.sched.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
+
+
+class _Step(NamedTuple):
+    """A step that was sent. `started`: of time.time, when it could begin."""
+
+    plan: StepPlan
+    decision: Decision
+    started: float
+    sent: StepUnderWay
 
 
 class EngineLoop:
@@ -40,10 +50,14 @@ class EngineLoop:
         layouts: Mapping[Lane, LayoutPolicy],
         observers: Sequence[Observer] = (),
         pace: DecodePace | None = None,
+        *,
+        async_scheduling: bool = True,
     ) -> None:
+        """`async_scheduling`: send the step behind the one under way before that has ended."""
         self.scheduler = scheduler
         self._layouts = layouts
         self._pace = pace or DecodePace()
+        self._depth = 2 if async_scheduling else 1
         self._observers = observers
         self.counters = {lane: LaneCounters() for lane in scheduler.lanes}
         self.sparse = SparseSummary()  # of all requests, with `num_sparse` of them
@@ -130,38 +144,57 @@ class EngineLoop:
             await asyncio.gather(*lanes, return_exceptions=True)
 
     async def _run_lane(self, lane: Lane) -> None:
+        under_way: deque[_Step] = deque()
         while True:
-            if lane is Lane.DECODE:
+            if lane is Lane.DECODE and not under_way:
                 await self._keep_pace()
-            plan = self.scheduler.plan(lane)
-            self._release()
-            if plan is None:
+            step = self._begin(lane, ahead=bool(under_way))
+            if step is not None:
+                under_way.append(step)
+                if len(under_way) < self._depth:
+                    continue
+            if not under_way:
                 self._check_when_idle()
                 await self._wake[lane].wait()
                 self._wake[lane].clear()
                 continue
-            if lane is Lane.DECODE:
-                self._pace.note_start(time.monotonic())
-            self._note_scheduled(plan)
-            decision = self._layouts[lane].decide(shape_of(plan))
-            plan = replace(plan, layout=decision.layout)
-            started = time.time()
-            results = await self._fleet.run(plan)
-            self._finish(plan, results, decision, started)
+            first = under_way.popleft()
+            results = await self._fleet.results_of(first.sent)
+            self._finish(first, results)
+            if under_way:  # it begins now
+                under_way[0] = under_way[0]._replace(started=time.time())
             self._wake_all()
+
+    def _begin(self, lane: Lane, *, ahead: bool) -> _Step | None:
+        """Plan a step and send it; None if there is none. `ahead`: behind one under way."""
+        if ahead and lane is Lane.DECODE and self._next_s() > time.monotonic():
+            return None
+        plan = self.scheduler.plan(lane, ahead=ahead)
+        self._release()
+        if plan is None:
+            return None
+        if lane is Lane.DECODE:
+            self._pace.note_start(time.monotonic())
+        self._note_scheduled(plan)
+        decision = self._layouts[lane].decide(shape_of(plan))
+        plan = replace(plan, layout=decision.layout)
+        return _Step(plan, decision, time.time(), self._fleet.begin(plan))
+
+    def _next_s(self) -> float:
+        """When decode may take its next step."""
+        return self._pace.next_s(self.scheduler.num_prefilling)
 
     async def _keep_pace(self) -> None:
         """Until the next decode step may begin: it is its time, or prefill is over."""
         wake = self._wake[Lane.DECODE]
-        while (next_s := self._pace.next_s(self.scheduler.num_prefilling)) > time.monotonic():
+        while (next_s := self._next_s()) > time.monotonic():
             wake.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(next_s - time.monotonic()):
                     await wake.wait()
 
-    def _finish(
-        self, plan: StepPlan, results: Sequence[StepResult], decision: Decision, started: float
-    ) -> None:
+    def _finish(self, under_way: _Step, results: Sequence[StepResult]) -> None:
+        plan, decision, started, _ = under_way
         wall_s = max(result.stats.wall_s for result in results)
         self._layouts[plan.lane].observe(decision, wall_s)
         ended = time.time()

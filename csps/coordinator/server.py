@@ -223,7 +223,12 @@ class Server:
         return Frontend(
             model,
             EngineLoop(
-                scheduler, fleet, layouts, observers, DecodePace(1e-3 * config.tbt_target_ms)
+                scheduler,
+                fleet,
+                layouts,
+                observers,
+                DecodePace(1e-3 * config.tbt_target_ms),
+                async_scheduling=config.setup.async_scheduling,
             ),
             placement=config.setup.placement,
             csa_min_tokens=config.csa_min_tokens,

@@ -43,6 +43,7 @@ class WorkerSetup:
     and `step_sequences` bound: the largest step. `max_model_len` 0 means the model's own context,
     which `rope_scaling` ("yarn:4") makes longer; `threads_per_rank` 0 means cores / ranks on the
     machine. `cuda_graphs`: for decode on GPUs, whose steps have one of `decode_layouts`.
+    `async_scheduling`: decode is planned one step ahead, so every rank keeps what a step draws.
     """
 
     model: str
@@ -60,6 +61,7 @@ class WorkerSetup:
     rope_scaling: str = ""
     attention_backend: AttentionBackend = AttentionBackend.AUTO
     cuda_graphs: bool = True
+    async_scheduling: bool = True
     decode_layouts: tuple[Layout, ...] = tuple(Layout)
     csa: CsaConfig = field(default_factory=CsaConfig)
 

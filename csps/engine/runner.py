@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -11,11 +11,12 @@ from torch import Tensor
 
 from csps.attention.prefill import PrefillAttention
 from csps.core.attention import SparseReport
-from csps.core.plan import Lane, SampledToken, ScoredTokens, StepPlan, StepResult, StepStats
+from csps.core.plan import Lane, Layout, SampledToken, ScoredTokens, StepPlan, StepResult, StepStats
 from csps.core.request import SamplingParams
 from csps.engine.batch import SampleRow
 from csps.engine.block_table import BlockTable
 from csps.engine.bucketed import BucketedDecode
+from csps.engine.drawn import share_drawn
 from csps.engine.lane import LaneEngine, LayoutEngine
 from csps.engine.placements import PlacedAttention, StepInputs
 from csps.engine.sampler import Draw, sample
@@ -30,6 +31,7 @@ class _SequenceState:
     table: BlockTable
     sampling: SamplingParams
     num_drawn: int = 0
+    newest: int = 0  # token of a lane that is planned ahead
 
 
 class _Outputs(NamedTuple):
@@ -44,7 +46,8 @@ class _Outputs(NamedTuple):
 class Runner:
     """One rank. A sequence is in one lane at a time, so lanes may run in two threads.
 
-    `bucketed`: runs the steps it takes, where there is one.
+    `bucketed`: runs the steps it takes, where there is one. `keeps_drawn`: plans may have pending
+    tokens.
     """
 
     rank: int
@@ -54,6 +57,7 @@ class Runner:
     eos_ids: frozenset[int]
     device: torch.device
     bucketed: BucketedDecode | None = None
+    keeps_drawn: bool = True
     _states: dict[int, _SequenceState] = field(default_factory=dict)
 
     @torch.inference_mode()
@@ -64,6 +68,7 @@ class Runner:
         layout = lane.layouts[plan.layout]
         lane.clock.reset()
         self._update_states(plan)
+        plan = self._fill_in(plan)
         tables = {work.seq_id: self._states[work.seq_id].table for work in plan.work}
         if self.bucketed is not None and self.bucketed.takes(plan):
             logits_NV, rows = self.bucketed.run(plan, tables)
@@ -73,6 +78,11 @@ class Runner:
             outputs = self._compute(layout, self.attention.inputs(plan, tables, lane))
         for work in plan.work:
             self._states[work.seq_id].num_drawn += work.sample
+        if self.keeps_drawn and plan.lane is not Lane.PREFILL:
+            everywhere = lane.layouts[Layout.TP].comm
+            drawn = share_drawn(plan, outputs.sampled, everywhere, self.device)
+            for seq_id, token_id in drawn.items():
+                self._states[seq_id].newest = token_id
         if self.device.type == "cuda":
             # What is reported is done: its pages may pass to the other lane, on another stream.
             torch.cuda.current_stream(self.device).synchronize()
@@ -117,6 +127,18 @@ class Runner:
                     BlockTable(self.block_size), work.sampling
                 )
             self._states[work.seq_id].table.extend(work.new_extents)
+
+    def _fill_in(self, plan: StepPlan) -> StepPlan:
+        """The plan with the tokens that the step before drew."""
+        if not any(work.pending for work in plan.work):
+            return plan
+        works = (
+            work._replace(token_ids=(self._states[work.seq_id].newest,), pending=False)
+            if work.pending
+            else work
+            for work in plan.work
+        )
+        return replace(plan, work=tuple(works))
 
     def _compute(self, layout: LayoutEngine, inputs: StepInputs) -> _Outputs:
         hidden_TE = _forward(layout, inputs)

@@ -175,6 +175,20 @@ class TensorComm:
             return StagedHandle(work.wait, [(partial, summed)], self._clock, partial.device)
         return InlineHandle([work], self._clock, partial.device)
 
+    def sum_numbers(self, kind: str, numbers_N: Tensor) -> None:
+        """Sum a few int64 over the ranks, in place."""
+        if self._group is None:
+            return
+        begun = mark(numbers_N.device)
+        summed_N = to_host(numbers_N, self._clock) if self._staged else numbers_N
+        dist.all_reduce(summed_N, group=self._group)
+        if self._staged:
+            numbers_N.copy_(summed_N)
+        self._clock.waited(begun, begun, mark(numbers_N.device))
+        moved = 2 * (self.size - 1) * numbers_N.numel() * numbers_N.element_size() // self.size
+        self._clock.bytes_sent[kind] += moved
+        self._clock.bytes_received[kind] += moved
+
     def gather_columns(self, part_NV: Tensor) -> Tensor | None:
         """Parts of equal width side by side, in rank order, on rank 0; None on the others."""
         if self._group is None:

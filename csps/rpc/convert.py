@@ -75,6 +75,7 @@ def setup_to_proto(setup: WorkerSetup) -> worker_pb2.Setup:
         rope_scaling=setup.rope_scaling,
         attention_backend=setup.attention_backend.value,
         cuda_graphs=setup.cuda_graphs,
+        async_scheduling=setup.async_scheduling,
         decode_layouts=[layout.value for layout in setup.decode_layouts],
         csa=csa_to_proto(setup.csa),
     )
@@ -97,6 +98,7 @@ def setup_from_proto(message: worker_pb2.Setup) -> WorkerSetup:
         rope_scaling=message.rope_scaling,
         attention_backend=AttentionBackend(message.attention_backend),
         cuda_graphs=message.cuda_graphs,
+        async_scheduling=message.async_scheduling,
         decode_layouts=tuple(map(Layout, message.decode_layouts)),
         csa=csa_from_proto(message.csa),
     )
@@ -139,6 +141,7 @@ def _work_to_proto(work: Work, rank: int | None) -> worker_pb2.Work:
         targets=worker_pb2.Targets(start=work.targets.start, token_ids=work.targets.token_ids)
         if work.targets is not None
         else None,
+        pending=work.pending,
     )
 
 
@@ -170,6 +173,7 @@ def _work_from_proto(message: worker_pb2.Work) -> Work:
         targets=Targets(message.targets.start, tuple(message.targets.token_ids))
         if message.HasField("targets")
         else None,
+        pending=message.pending,
     )
 
 

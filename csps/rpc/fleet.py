@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -35,16 +35,23 @@ BROKEN_STREAM_WAITS_S = 0.5
 
 
 @dataclass(slots=True)
-class _Step:
-    """A step under way: results of the ranks that have reported."""
+class StepUnderWay:
+    """A step that ranks have been sent: results of those that have reported.
 
-    step_id: int
-    results: dict[int, StepResult]
-    done: asyncio.Future[None]
+    `over`: all have, or one was lost.
+    """
+
+    plan: StepPlan
+    results: dict[int, StepResult] = field(default_factory=dict)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Fleet(worker_pb2_grpc.WorkerServicer):
-    """All ranks as one: `run` a plan on every rank, `release` sequences, shut down."""
+    """All ranks as one: `run` a plan on every rank, `release` sequences, shut down.
+
+    Ranks run a lane's steps in the order of `begin`, each as soon as the one before has ended
+    there, so the next may be sent while one is under way.
+    """
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
@@ -53,7 +60,7 @@ class Fleet(worker_pb2_grpc.WorkerServicer):
         self._backends: dict[int, str] = {}
         self._devices: dict[int, str] = {}
         self._last_heard: dict[int, float] = {}
-        self._steps: dict[Lane, _Step] = {}
+        self._steps: dict[tuple[Lane, int], StepUnderWay] = {}
         self._all_ready = asyncio.Event()
         self._stopping = False
         self._attached: set[int] = set()
@@ -94,23 +101,31 @@ class Fleet(worker_pb2_grpc.WorkerServicer):
         return [self._devices[rank] for rank in sorted(self._devices)]
 
     async def run(self, plan: StepPlan) -> list[StepResult]:
-        """Run one step on all ranks; results in rank order, when every rank has finished."""
+        """`begin` and `results_of` in one."""
+        return await self.results_of(self.begin(plan))
+
+    def begin(self, plan: StepPlan) -> StepUnderWay:
+        """Send a step to all ranks. UnavailableError if one is lost."""
         if self.lost.done():
             raise UnavailableError(self.lost.result())
-        assert plan.lane not in self._steps, "a lane has one step under way at most"
-        step = _Step(plan.step_id, {}, asyncio.get_running_loop().create_future())
-        self._steps[plan.lane] = step
+        step = StepUnderWay(plan)
+        self._steps[plan.lane, plan.step_id] = step
         by_shard: dict[int, worker_pb2.WorkerCommand] = {}
         for rank, commands in self._commands.items():
             shard = self._config.kv_shard(rank)
             if shard not in by_shard:
                 by_shard[shard] = worker_pb2.WorkerCommand(plan=convert.plan_to_proto(plan, shard))
             commands.put_nowait(by_shard[shard])
+        return step
+
+    async def results_of(self, step: StepUnderWay) -> list[StepResult]:
+        """Results in rank order, when every rank has finished. UnavailableError if one is lost."""
+        plan = step.plan
         try:
             # Not wait_for: before Python 3.12 it returns the result, and swallows a cancellation,
             # when both come at once. The lane would go on, and nobody answer its next step.
             async with asyncio.timeout(self._config.step_timeout_s):
-                await step.done
+                await step.over.wait()
         except TimeoutError:
             missing = sorted(set(self._commands) - set(step.results))
             self._lose(
@@ -119,7 +134,9 @@ class Fleet(worker_pb2_grpc.WorkerServicer):
             )
             raise UnavailableError(self.lost.result()) from None
         finally:
-            del self._steps[plan.lane]
+            del self._steps[plan.lane, plan.step_id]
+        if len(step.results) < self._config.num_ranks:
+            raise UnavailableError(self.lost.result())
         return [step.results[rank] for rank in sorted(step.results)]
 
     def release(self, seq_ids: Iterable[int]) -> None:
@@ -248,16 +265,16 @@ class Fleet(worker_pb2_grpc.WorkerServicer):
             self._lose_later(ERROR_WAITS_S if trace else 0.0, reason, trace)
 
     def _on_result(self, result: StepResult) -> None:
-        step = self._steps.get(result.lane)
-        if step is None or step.step_id != result.step_id:
+        step = self._steps.get((result.lane, result.step_id))
+        if step is None:
             self._lose(
                 f"rank {result.rank} reported {result.lane} step {result.step_id}, which is "
                 "not under way"
             )
             return
         step.results[result.rank] = result
-        if len(step.results) == self._config.num_ranks and not step.done.done():
-            step.done.set_result(None)
+        if len(step.results) == self._config.num_ranks:
+            step.over.set()
 
     def _lose_later(self, delay_s: float, reason: str, trace: str = "") -> None:
         """`_lose`, unless a better reason comes before."""
@@ -271,5 +288,4 @@ class Fleet(worker_pb2_grpc.WorkerServicer):
             logger.error("%s\n%s", reason, trace)
         self.lost.set_result(reason)
         for step in self._steps.values():
-            if not step.done.done():
-                step.done.set_exception(UnavailableError(reason))
+            step.over.set()

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from csps.v1 import generation_pb2 as csps_dot_v1_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x63sps/v1/worker.proto\x12\x07\x63sps.v1\x1a\x18\x63sps/v1/generation.proto\"\xcf\x01\n\x0cWorkerReport\x12\x1f\n\x05hello\x18\x01 \x01(\x0b\x32\x0e.csps.v1.HelloH\x00\x12\x1f\n\x05ready\x18\x02 \x01(\x0b\x32\x0e.csps.v1.ReadyH\x00\x12%\n\x06result\x18\x03 \x01(\x0b\x32\x13.csps.v1.StepResultH\x00\x12#\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x10.csps.v1.FailureH\x00\x12\'\n\theartbeat\x18\x05 \x01(\x0b\x32\x12.csps.v1.HeartbeatH\x00\x42\x08\n\x06report\"\xaa\x01\n\rWorkerCommand\x12\x1f\n\x05setup\x18\x01 \x01(\x0b\x32\x0e.csps.v1.SetupH\x00\x12!\n\x04plan\x18\x02 \x01(\x0b\x32\x11.csps.v1.StepPlanH\x00\x12#\n\x07release\x18\x03 \x01(\x0b\x32\x10.csps.v1.ReleaseH\x00\x12%\n\x08shutdown\x18\x04 \x01(\x0b\x32\x11.csps.v1.ShutdownH\x00\x42\t\n\x07\x63ommand\"U\n\x05Hello\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x12\n\nworld_size\x18\x02 \x01(\r\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0c\n\x04host\x18\x04 \x01(\t\x12\x0b\n\x03pid\x18\x05 \x01(\r\"\x8b\x03\n\x05Setup\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x12\n\nblock_size\x18\x03 \x01(\r\x12\x17\n\x0fkv_memory_bytes\x18\x04 \x01(\x04\x12\x15\n\rmax_model_len\x18\x05 \x01(\r\x12\n\n\x02tp\x18\x06 \x01(\r\x12\x18\n\x10threads_per_rank\x18\x07 \x01(\r\x12\x1c\n\x14\x63ollective_timeout_s\x18\x08 \x01(\x01\x12\x1e\n\x03\x63sa\x18\t \x01(\x0b\x32\x11.csps.v1.CsaSetup\x12\x14\n\x0crope_scaling\x18\n \x01(\t\x12\x11\n\tplacement\x18\x0b \x01(\t\x12\x1e\n\x16gpu_memory_utilization\x18\x0c \x01(\x01\x12\x13\n\x0bstep_tokens\x18\r \x01(\r\x12\x16\n\x0estep_sequences\x18\x0e \x01(\r\x12\x19\n\x11\x61ttention_backend\x18\x0f \x01(\t\x12\x13\n\x0b\x63uda_graphs\x18\x10 \x01(\x08\x12\x16\n\x0e\x64\x65\x63ode_layouts\x18\x11 \x03(\t\"F\n\x05Ready\x12\x12\n\nnum_blocks\x18\x01 \x01(\r\x12\x19\n\x11\x61ttention_backend\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\"-\n\x07\x46\x61ilure\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x11\n\ttraceback\x18\x02 \x01(\t\"\x0b\n\tHeartbeat\"\x1a\n\x07Release\x12\x0f\n\x07seq_ids\x18\x01 \x03(\x04\"\n\n\x08Shutdown\"e\n\x08StepPlan\x12\x1b\n\x04lane\x18\x01 \x01(\x0e\x32\r.csps.v1.Lane\x12\x0f\n\x07step_id\x18\x02 \x01(\x04\x12\x1b\n\x04work\x18\x03 \x03(\x0b\x32\r.csps.v1.Work\x12\x0e\n\x06layout\x18\x04 \x01(\t\"\xf0\x01\n\x04Work\x12\x0e\n\x06seq_id\x18\x01 \x01(\x04\x12\r\n\x05start\x18\x02 \x01(\r\x12\x1e\n\x06slices\x18\x03 \x03(\x0b\x32\x0e.csps.v1.Slice\x12$\n\x0bnew_extents\x18\x04 \x03(\x0b\x32\x0f.csps.v1.Extent\x12\x0e\n\x06sample\x18\x05 \x01(\x08\x12)\n\x08sampling\x18\x06 \x01(\x0b\x32\x17.csps.v1.SamplingParams\x12%\n\tattention\x18\x07 \x01(\x0b\x32\x12.csps.v1.Attention\x12!\n\x07targets\x18\x08 \x01(\x0b\x32\x10.csps.v1.Targets\"+\n\x07Targets\x12\r\n\x05start\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"e\n\tAttention\x12$\n\x04kind\x18\x01 \x01(\x0e\x32\x16.csps.v1.AttentionKind\x12\r\n\x05gamma\x18\x02 \x01(\x01\x12\x15\n\rwindow_blocks\x18\x03 \x01(\r\x12\x0c\n\x04seed\x18\x04 \x01(\r\"E\n\x05Slice\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\r\n\x05start\x18\x02 \x01(\r\x12\x0c\n\x04stop\x18\x03 \x01(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\"=\n\x06\x45xtent\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x12\n\nfirst_page\x18\x02 \x01(\r\x12\x11\n\tnum_pages\x18\x03 \x01(\r\"\xd3\x01\n\nStepResult\x12\x1b\n\x04lane\x18\x01 \x01(\x0e\x32\r.csps.v1.Lane\x12\x0f\n\x07step_id\x18\x02 \x01(\x04\x12&\n\x07sampled\x18\x03 \x03(\x0b\x32\x15.csps.v1.SampledToken\x12!\n\x05stats\x18\x04 \x01(\x0b\x32\x12.csps.v1.StepStats\x12%\n\x06sparse\x18\x05 \x03(\x0b\x32\x15.csps.v1.SparseReport\x12%\n\x06scored\x18\x06 \x03(\x0b\x32\x15.csps.v1.ScoredTokens\"?\n\x0cScoredTokens\x12\x0e\n\x06seq_id\x18\x01 \x01(\x04\x12\r\n\x05start\x18\x02 \x01(\r\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\"\xae\x01\n\x0cSparseReport\x12\x0e\n\x06seq_id\x18\x01 \x01(\x04\x12\x12\n\nkept_pairs\x18\x02 \x01(\x04\x12\x14\n\x0c\x63\x61usal_pairs\x18\x03 \x01(\x04\x12\x16\n\x0e\x66\x65tched_blocks\x18\x04 \x01(\x04\x12\x15\n\rremote_blocks\x18\x05 \x01(\x04\x12\x11\n\trecall_p5\x18\x06 \x01(\x01\x12\"\n\x05heads\x18\x07 \x03(\x0b\x32\x13.csps.v1.HeadReport\"r\n\x0cSampledToken\x12\x0e\n\x06seq_id\x18\x01 \x01(\x04\x12\x10\n\x08token_id\x18\x02 \x01(\r\x12\x14\n\x07logprob\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\x1e\n\x03top\x18\x04 \x03(\x0b\x32\x11.csps.v1.TopTokenB\n\n\x08_logprob\"\xb4\x02\n\tStepStats\x12\x0e\n\x06wall_s\x18\x01 \x01(\x01\x12\x11\n\tcompute_s\x18\x02 \x01(\x01\x12\x0e\n\x06\x63omm_s\x18\x03 \x01(\x01\x12\x16\n\x0e\x65xposed_comm_s\x18\x04 \x01(\x01\x12\x35\n\nbytes_sent\x18\x05 \x03(\x0b\x32!.csps.v1.StepStats.BytesSentEntry\x12=\n\x0e\x62ytes_received\x18\x06 \x03(\x0b\x32%.csps.v1.StepStats.BytesReceivedEntry\x1a\x30\n\x0e\x42ytesSentEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x34\n\x12\x42ytesReceivedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01*O\n\x04Lane\x12\x14\n\x10LANE_UNSPECIFIED\x10\x00\x12\x10\n\x0cLANE_PREFILL\x10\x01\x12\x0f\n\x0bLANE_DECODE\x10\x02\x12\x0e\n\nLANE_MIXED\x10\x03\x32\x45\n\x06Worker\x12;\n\x06\x41ttach\x12\x15.csps.v1.WorkerReport\x1a\x16.csps.v1.WorkerCommand(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x63sps/v1/worker.proto\x12\x07\x63sps.v1\x1a\x18\x63sps/v1/generation.proto\"\xcf\x01\n\x0cWorkerReport\x12\x1f\n\x05hello\x18\x01 \x01(\x0b\x32\x0e.csps.v1.HelloH\x00\x12\x1f\n\x05ready\x18\x02 \x01(\x0b\x32\x0e.csps.v1.ReadyH\x00\x12%\n\x06result\x18\x03 \x01(\x0b\x32\x13.csps.v1.StepResultH\x00\x12#\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x10.csps.v1.FailureH\x00\x12\'\n\theartbeat\x18\x05 \x01(\x0b\x32\x12.csps.v1.HeartbeatH\x00\x42\x08\n\x06report\"\xaa\x01\n\rWorkerCommand\x12\x1f\n\x05setup\x18\x01 \x01(\x0b\x32\x0e.csps.v1.SetupH\x00\x12!\n\x04plan\x18\x02 \x01(\x0b\x32\x11.csps.v1.StepPlanH\x00\x12#\n\x07release\x18\x03 \x01(\x0b\x32\x10.csps.v1.ReleaseH\x00\x12%\n\x08shutdown\x18\x04 \x01(\x0b\x32\x11.csps.v1.ShutdownH\x00\x42\t\n\x07\x63ommand\"U\n\x05Hello\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x12\n\nworld_size\x18\x02 \x01(\r\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0c\n\x04host\x18\x04 \x01(\t\x12\x0b\n\x03pid\x18\x05 \x01(\r\"\xa5\x03\n\x05Setup\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x12\n\nblock_size\x18\x03 \x01(\r\x12\x17\n\x0fkv_memory_bytes\x18\x04 \x01(\x04\x12\x15\n\rmax_model_len\x18\x05 \x01(\r\x12\n\n\x02tp\x18\x06 \x01(\r\x12\x18\n\x10threads_per_rank\x18\x07 \x01(\r\x12\x1c\n\x14\x63ollective_timeout_s\x18\x08 \x01(\x01\x12\x1e\n\x03\x63sa\x18\t \x01(\x0b\x32\x11.csps.v1.CsaSetup\x12\x14\n\x0crope_scaling\x18\n \x01(\t\x12\x11\n\tplacement\x18\x0b \x01(\t\x12\x1e\n\x16gpu_memory_utilization\x18\x0c \x01(\x01\x12\x13\n\x0bstep_tokens\x18\r \x01(\r\x12\x16\n\x0estep_sequences\x18\x0e \x01(\r\x12\x19\n\x11\x61ttention_backend\x18\x0f \x01(\t\x12\x13\n\x0b\x63uda_graphs\x18\x10 \x01(\x08\x12\x16\n\x0e\x64\x65\x63ode_layouts\x18\x11 \x03(\t\x12\x18\n\x10\x61sync_scheduling\x18\x12 \x01(\x08\"F\n\x05Ready\x12\x12\n\nnum_blocks\x18\x01 \x01(\r\x12\x19\n\x11\x61ttention_backend\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\"-\n\x07\x46\x61ilure\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x11\n\ttraceback\x18\x02 \x01(\t\"\x0b\n\tHeartbeat\"\x1a\n\x07Release\x12\x0f\n\x07seq_ids\x18\x01 \x03(\x04\"\n\n\x08Shutdown\"e\n\x08StepPlan\x12\x1b\n\x04lane\x18\x01 \x01(\x0e\x32\r.csps.v1.Lane\x12\x0f\n\x07step_id\x18\x02 \x01(\x04\x12\x1b\n\x04work\x18\x03 \x03(\x0b\x32\r.csps.v1.Work\x12\x0e\n\x06layout\x18\x04 \x01(\t\"\x81\x02\n\x04Work\x12\x0e\n\x06seq_id\x18\x01 \x01(\x04\x12\r\n\x05start\x18\x02 \x01(\r\x12\x1e\n\x06slices\x18\x03 \x03(\x0b\x32\x0e.csps.v1.Slice\x12$\n\x0bnew_extents\x18\x04 \x03(\x0b\x32\x0f.csps.v1.Extent\x12\x0e\n\x06sample\x18\x05 \x01(\x08\x12)\n\x08sampling\x18\x06 \x01(\x0b\x32\x17.csps.v1.SamplingParams\x12%\n\tattention\x18\x07 \x01(\x0b\x32\x12.csps.v1.Attention\x12!\n\x07targets\x18\x08 \x01(\x0b\x32\x10.csps.v1.Targets\x12\x0f\n\x07pending\x18\t \x01(\x08\"+\n\x07Targets\x12\r\n\x05start\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"e\n\tAttention\x12$\n\x04kind\x18\x01 \x01(\x0e\x32\x16.csps.v1.AttentionKind\x12\r\n\x05gamma\x18\x02 \x01(\x01\x12\x15\n\rwindow_blocks\x18\x03 \x01(\r\x12\x0c\n\x04seed\x18\x04 \x01(\r\"E\n\x05Slice\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\r\n\x05start\x18\x02 \x01(\r\x12\x0c\n\x04stop\x18\x03 \x01(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\"=\n\x06\x45xtent\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x12\n\nfirst_page\x18\x02 \x01(\r\x12\x11\n\tnum_pages\x18\x03 \x01(\r\"\xd3\x01\n\nStepResult\x12\x1b\n\x04lane\x18\x01 \x01(\x0e\x32\r.csps.v1.Lane\x12\x0f\n\x07step_id\x18\x02 \x01(\x04\x12&\n\x07sampled\x18\x03 \x03(\x0b\x32\x15.csps.v1.SampledToken\x12!\n\x05stats\x18\x04 \x01(\x0b\x32\x12.csps.v1.StepStats\x12%\n\x06sparse\x18\x05 \x03(\x0b\x32\x15.csps.v1.SparseReport\x12%\n\x06scored\x18\x06 \x03(\x0b\x32\x15.csps.v1.ScoredTokens\"?\n\x0cScoredTokens\x12\x0e\n\x06seq_id\x18\x01 \x01(\x04\x12\r\n\x05start\x18\x02 \x01(\r\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\"\xae\x01\n\x0cSparseReport\x12\x0e\n\x06seq_id\x18\x01 \x01(\x04\x12\x12\n\nkept_pairs\x18\x02 \x01(\x04\x12\x14\n\x0c\x63\x61usal_pairs\x18\x03 \x01(\x04\x12\x16\n\x0e\x66\x65tched_blocks\x18\x04 \x01(\x04\x12\x15\n\rremote_blocks\x18\x05 \x01(\x04\x12\x11\n\trecall_p5\x18\x06 \x01(\x01\x12\"\n\x05heads\x18\x07 \x03(\x0b\x32\x13.csps.v1.HeadReport\"r\n\x0cSampledToken\x12\x0e\n\x06seq_id\x18\x01 \x01(\x04\x12\x10\n\x08token_id\x18\x02 \x01(\r\x12\x14\n\x07logprob\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\x1e\n\x03top\x18\x04 \x03(\x0b\x32\x11.csps.v1.TopTokenB\n\n\x08_logprob\"\xb4\x02\n\tStepStats\x12\x0e\n\x06wall_s\x18\x01 \x01(\x01\x12\x11\n\tcompute_s\x18\x02 \x01(\x01\x12\x0e\n\x06\x63omm_s\x18\x03 \x01(\x01\x12\x16\n\x0e\x65xposed_comm_s\x18\x04 \x01(\x01\x12\x35\n\nbytes_sent\x18\x05 \x03(\x0b\x32!.csps.v1.StepStats.BytesSentEntry\x12=\n\x0e\x62ytes_received\x18\x06 \x03(\x0b\x32%.csps.v1.StepStats.BytesReceivedEntry\x1a\x30\n\x0e\x42ytesSentEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x34\n\x12\x42ytesReceivedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01*O\n\x04Lane\x12\x14\n\x10LANE_UNSPECIFIED\x10\x00\x12\x10\n\x0cLANE_PREFILL\x10\x01\x12\x0f\n\x0bLANE_DECODE\x10\x02\x12\x0e\n\nLANE_MIXED\x10\x03\x32\x45\n\x06Worker\x12;\n\x06\x41ttach\x12\x15.csps.v1.WorkerReport\x1a\x16.csps.v1.WorkerCommand(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,8 +36,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STEPSTATS_BYTESSENTENTRY']._serialized_options = b'8\001'
   _globals['_STEPSTATS_BYTESRECEIVEDENTRY']._loaded_options = None
   _globals['_STEPSTATS_BYTESRECEIVEDENTRY']._serialized_options = b'8\001'
-  _globals['_LANE']._serialized_start=2610
-  _globals['_LANE']._serialized_end=2689
+  _globals['_LANE']._serialized_start=2653
+  _globals['_LANE']._serialized_end=2732
   _globals['_WORKERREPORT']._serialized_start=60
   _globals['_WORKERREPORT']._serialized_end=267
   _globals['_WORKERCOMMAND']._serialized_start=270
@@ -45,43 +45,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HELLO']._serialized_start=442
   _globals['_HELLO']._serialized_end=527
   _globals['_SETUP']._serialized_start=530
-  _globals['_SETUP']._serialized_end=925
-  _globals['_READY']._serialized_start=927
-  _globals['_READY']._serialized_end=997
-  _globals['_FAILURE']._serialized_start=999
-  _globals['_FAILURE']._serialized_end=1044
-  _globals['_HEARTBEAT']._serialized_start=1046
-  _globals['_HEARTBEAT']._serialized_end=1057
-  _globals['_RELEASE']._serialized_start=1059
-  _globals['_RELEASE']._serialized_end=1085
-  _globals['_SHUTDOWN']._serialized_start=1087
-  _globals['_SHUTDOWN']._serialized_end=1097
-  _globals['_STEPPLAN']._serialized_start=1099
-  _globals['_STEPPLAN']._serialized_end=1200
-  _globals['_WORK']._serialized_start=1203
-  _globals['_WORK']._serialized_end=1443
-  _globals['_TARGETS']._serialized_start=1445
-  _globals['_TARGETS']._serialized_end=1488
-  _globals['_ATTENTION']._serialized_start=1490
-  _globals['_ATTENTION']._serialized_end=1591
-  _globals['_SLICE']._serialized_start=1593
-  _globals['_SLICE']._serialized_end=1662
-  _globals['_EXTENT']._serialized_start=1664
-  _globals['_EXTENT']._serialized_end=1725
-  _globals['_STEPRESULT']._serialized_start=1728
-  _globals['_STEPRESULT']._serialized_end=1939
-  _globals['_SCOREDTOKENS']._serialized_start=1941
-  _globals['_SCOREDTOKENS']._serialized_end=2004
-  _globals['_SPARSEREPORT']._serialized_start=2007
-  _globals['_SPARSEREPORT']._serialized_end=2181
-  _globals['_SAMPLEDTOKEN']._serialized_start=2183
-  _globals['_SAMPLEDTOKEN']._serialized_end=2297
-  _globals['_STEPSTATS']._serialized_start=2300
-  _globals['_STEPSTATS']._serialized_end=2608
-  _globals['_STEPSTATS_BYTESSENTENTRY']._serialized_start=2506
-  _globals['_STEPSTATS_BYTESSENTENTRY']._serialized_end=2554
-  _globals['_STEPSTATS_BYTESRECEIVEDENTRY']._serialized_start=2556
-  _globals['_STEPSTATS_BYTESRECEIVEDENTRY']._serialized_end=2608
-  _globals['_WORKER']._serialized_start=2691
-  _globals['_WORKER']._serialized_end=2760
+  _globals['_SETUP']._serialized_end=951
+  _globals['_READY']._serialized_start=953
+  _globals['_READY']._serialized_end=1023
+  _globals['_FAILURE']._serialized_start=1025
+  _globals['_FAILURE']._serialized_end=1070
+  _globals['_HEARTBEAT']._serialized_start=1072
+  _globals['_HEARTBEAT']._serialized_end=1083
+  _globals['_RELEASE']._serialized_start=1085
+  _globals['_RELEASE']._serialized_end=1111
+  _globals['_SHUTDOWN']._serialized_start=1113
+  _globals['_SHUTDOWN']._serialized_end=1123
+  _globals['_STEPPLAN']._serialized_start=1125
+  _globals['_STEPPLAN']._serialized_end=1226
+  _globals['_WORK']._serialized_start=1229
+  _globals['_WORK']._serialized_end=1486
+  _globals['_TARGETS']._serialized_start=1488
+  _globals['_TARGETS']._serialized_end=1531
+  _globals['_ATTENTION']._serialized_start=1533
+  _globals['_ATTENTION']._serialized_end=1634
+  _globals['_SLICE']._serialized_start=1636
+  _globals['_SLICE']._serialized_end=1705
+  _globals['_EXTENT']._serialized_start=1707
+  _globals['_EXTENT']._serialized_end=1768
+  _globals['_STEPRESULT']._serialized_start=1771
+  _globals['_STEPRESULT']._serialized_end=1982
+  _globals['_SCOREDTOKENS']._serialized_start=1984
+  _globals['_SCOREDTOKENS']._serialized_end=2047
+  _globals['_SPARSEREPORT']._serialized_start=2050
+  _globals['_SPARSEREPORT']._serialized_end=2224
+  _globals['_SAMPLEDTOKEN']._serialized_start=2226
+  _globals['_SAMPLEDTOKEN']._serialized_end=2340
+  _globals['_STEPSTATS']._serialized_start=2343
+  _globals['_STEPSTATS']._serialized_end=2651
+  _globals['_STEPSTATS_BYTESSENTENTRY']._serialized_start=2549
+  _globals['_STEPSTATS_BYTESSENTENTRY']._serialized_end=2597
+  _globals['_STEPSTATS_BYTESRECEIVEDENTRY']._serialized_start=2599
+  _globals['_STEPSTATS_BYTESRECEIVEDENTRY']._serialized_end=2651
+  _globals['_WORKER']._serialized_start=2734
+  _globals['_WORKER']._serialized_end=2803
 # @@protoc_insertion_point(module_scope)

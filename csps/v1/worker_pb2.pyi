@@ -60,7 +60,7 @@ class Hello(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., world_size: _Optional[int] = ..., version: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class Setup(_message.Message):
-    __slots__ = ("model", "dtype", "block_size", "kv_memory_bytes", "max_model_len", "tp", "threads_per_rank", "collective_timeout_s", "csa", "rope_scaling", "placement", "gpu_memory_utilization", "step_tokens", "step_sequences", "attention_backend", "cuda_graphs", "decode_layouts")
+    __slots__ = ("model", "dtype", "block_size", "kv_memory_bytes", "max_model_len", "tp", "threads_per_rank", "collective_timeout_s", "csa", "rope_scaling", "placement", "gpu_memory_utilization", "step_tokens", "step_sequences", "attention_backend", "cuda_graphs", "decode_layouts", "async_scheduling")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +78,7 @@ class Setup(_message.Message):
     ATTENTION_BACKEND_FIELD_NUMBER: _ClassVar[int]
     CUDA_GRAPHS_FIELD_NUMBER: _ClassVar[int]
     DECODE_LAYOUTS_FIELD_NUMBER: _ClassVar[int]
+    ASYNC_SCHEDULING_FIELD_NUMBER: _ClassVar[int]
     model: str
     dtype: str
     block_size: int
@@ -95,7 +96,8 @@ class Setup(_message.Message):
     attention_backend: str
     cuda_graphs: bool
     decode_layouts: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[str] = ..., dtype: _Optional[str] = ..., block_size: _Optional[int] = ..., kv_memory_bytes: _Optional[int] = ..., max_model_len: _Optional[int] = ..., tp: _Optional[int] = ..., threads_per_rank: _Optional[int] = ..., collective_timeout_s: _Optional[float] = ..., csa: _Optional[_Union[_generation_pb2.CsaSetup, _Mapping]] = ..., rope_scaling: _Optional[str] = ..., placement: _Optional[str] = ..., gpu_memory_utilization: _Optional[float] = ..., step_tokens: _Optional[int] = ..., step_sequences: _Optional[int] = ..., attention_backend: _Optional[str] = ..., cuda_graphs: bool = ..., decode_layouts: _Optional[_Iterable[str]] = ...) -> None: ...
+    async_scheduling: bool
+    def __init__(self, model: _Optional[str] = ..., dtype: _Optional[str] = ..., block_size: _Optional[int] = ..., kv_memory_bytes: _Optional[int] = ..., max_model_len: _Optional[int] = ..., tp: _Optional[int] = ..., threads_per_rank: _Optional[int] = ..., collective_timeout_s: _Optional[float] = ..., csa: _Optional[_Union[_generation_pb2.CsaSetup, _Mapping]] = ..., rope_scaling: _Optional[str] = ..., placement: _Optional[str] = ..., gpu_memory_utilization: _Optional[float] = ..., step_tokens: _Optional[int] = ..., step_sequences: _Optional[int] = ..., attention_backend: _Optional[str] = ..., cuda_graphs: bool = ..., decode_layouts: _Optional[_Iterable[str]] = ..., async_scheduling: bool = ...) -> None: ...
 
 class Ready(_message.Message):
     __slots__ = ("num_blocks", "attention_backend", "device")
@@ -142,7 +144,7 @@ class StepPlan(_message.Message):
     def __init__(self, lane: _Optional[_Union[Lane, str]] = ..., step_id: _Optional[int] = ..., work: _Optional[_Iterable[_Union[Work, _Mapping]]] = ..., layout: _Optional[str] = ...) -> None: ...
 
 class Work(_message.Message):
-    __slots__ = ("seq_id", "start", "slices", "new_extents", "sample", "sampling", "attention", "targets")
+    __slots__ = ("seq_id", "start", "slices", "new_extents", "sample", "sampling", "attention", "targets", "pending")
     SEQ_ID_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     SLICES_FIELD_NUMBER: _ClassVar[int]
@@ -151,6 +153,7 @@ class Work(_message.Message):
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
+    PENDING_FIELD_NUMBER: _ClassVar[int]
     seq_id: int
     start: int
     slices: _containers.RepeatedCompositeFieldContainer[Slice]
@@ -159,7 +162,8 @@ class Work(_message.Message):
     sampling: _generation_pb2.SamplingParams
     attention: Attention
     targets: Targets
-    def __init__(self, seq_id: _Optional[int] = ..., start: _Optional[int] = ..., slices: _Optional[_Iterable[_Union[Slice, _Mapping]]] = ..., new_extents: _Optional[_Iterable[_Union[Extent, _Mapping]]] = ..., sample: bool = ..., sampling: _Optional[_Union[_generation_pb2.SamplingParams, _Mapping]] = ..., attention: _Optional[_Union[Attention, _Mapping]] = ..., targets: _Optional[_Union[Targets, _Mapping]] = ...) -> None: ...
+    pending: bool
+    def __init__(self, seq_id: _Optional[int] = ..., start: _Optional[int] = ..., slices: _Optional[_Iterable[_Union[Slice, _Mapping]]] = ..., new_extents: _Optional[_Iterable[_Union[Extent, _Mapping]]] = ..., sample: bool = ..., sampling: _Optional[_Union[_generation_pb2.SamplingParams, _Mapping]] = ..., attention: _Optional[_Union[Attention, _Mapping]] = ..., targets: _Optional[_Union[Targets, _Mapping]] = ..., pending: bool = ...) -> None: ...
 
 class Targets(_message.Message):
     __slots__ = ("start", "token_ids")

@@ -157,6 +157,7 @@ def assemble(
         eos_ids=frozenset(config.eos_token_ids),
         device=mesh.device,
         bucketed=cuda_graphs(setup, mesh, lanes, attention),
+        keeps_drawn=setup.async_scheduling,
     )
     return Built(runner, pages, str(chosen))
 

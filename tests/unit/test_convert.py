@@ -78,6 +78,7 @@ def works(draw: st.DrawFn) -> Work:
         sampling=draw(st.none() | sampling_params),
         attention=draw(st.just(DENSE) | sparse_params),
         targets=draw(st.none() | targets),
+        pending=draw(st.booleans()),
     )
 
 
@@ -141,6 +142,7 @@ setups = st.builds(
     collective_timeout_s=seconds,
     attention_backend=st.sampled_from(AttentionBackend),
     cuda_graphs=st.booleans(),
+    async_scheduling=st.booleans(),
     decode_layouts=st.lists(st.sampled_from(Layout)).map(tuple),
 )
 

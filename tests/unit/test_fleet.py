@@ -21,7 +21,7 @@ def test_a_cancellation_beside_the_result_of_a_step_is_not_lost() -> None:
         fleet = Fleet(ServerConfig(WorkerSetup("tiny"), num_ranks=0))
         running = asyncio.create_task(fleet.run(StepPlan(Lane.DECODE, 0, ())))
         await asyncio.sleep(0)
-        fleet._steps[Lane.DECODE].done.set_result(None)
+        fleet._steps[Lane.DECODE, 0].over.set()
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
