@@ -120,6 +120,7 @@ class Job:
     buckets: tuple[int, ...] = ()  # of decode, as with CUDA graphs
     device: str = "cpu"  # or "cuda": the rank's GPU
     staged: bool = False  # transfers go through host buffers on a CPU too
+    ahead: bool = False  # decode is planned a step ahead
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,7 @@ def serve(place: Place, job: Job) -> Outcome:
         collective_timeout_s=60.0,
         csa=job.csa,
         attention_backend=job.attention_backend,
+        async_scheduling=job.ahead,
     )
     device = torch.device("cpu") if job.device == "cpu" else pick_device(place.local_rank)
     mesh = connect_ranks(setup, place, device, shares="the same" if job.staged else "")
@@ -162,6 +164,7 @@ def serve(place: Place, job: Job) -> Outcome:
         Sequence(i, r.prompt, r.sampling, attention=r.attention) for i, r in enumerate(job.requests)
     ]
     waiting = dict(enumerate(job.requests))
+    planned: dict[Lane, list[StepPlan]] = {lane: [] for lane in scheduler.lanes}
     plans: list[StepPlan] = []
     results: list[StepResult] = []
     most = [[0] * scheduler.config.num_ranks for _ in sequences]
@@ -171,14 +174,15 @@ def serve(place: Place, job: Job) -> Outcome:
             del waiting[index]
             scheduler.add(sequences[index])
         for lane in scheduler.lanes:
-            plan = scheduler.plan(lane)
+            planned[lane] += _plan(scheduler, lane, job, ahead=bool(planned[lane]))
+            if job.ahead and planned[lane]:
+                planned[lane] += _plan(scheduler, lane, job, ahead=True)
             runner.release(scheduler.released())
-            if plan is None:
+            if not planned[lane]:
                 if not any(scheduler.has_work(other) for other in scheduler.lanes) and waiting:
                     waiting = {i: replace(r, start_step=0) for i, r in waiting.items()}
                 continue
-            layouts = job.decode_layouts if lane is Lane.DECODE else job.layouts
-            plan = replace(plan, layout=layouts[len(plans) % len(layouts)])
+            plan = planned[lane].pop(0)
             plans.append(plan)
             seen = convert.plan_from_proto(convert.plan_to_proto(plan, shard))
             results.append(runner.run(seen))
@@ -206,6 +210,15 @@ def serve(place: Place, job: Job) -> Outcome:
         num_bucketed=num_bucketed,
         kv=_kv(runner, job.num_pages * job.block_size),
     )
+
+
+def _plan(scheduler: Scheduler, lane: Lane, job: Job, ahead: bool) -> list[StepPlan]:
+    """The lane's next step, if there is one. Layouts come in turn."""
+    plan = scheduler.plan(lane, ahead=ahead)
+    if plan is None:
+        return []
+    layouts = job.decode_layouts if lane is Lane.DECODE else job.layouts
+    return [replace(plan, layout=layouts[plan.step_id % len(layouts)])]
 
 
 def scheduler_of(job: Job, sp: int) -> Scheduler:
