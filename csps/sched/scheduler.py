@@ -2,8 +2,9 @@
 
 from abc import ABC, abstractmethod
 from bisect import insort
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping
+from itertools import chain
 from typing import ClassVar
 
 from csps.core.errors import InvalidRequestError, OverloadedError
@@ -12,6 +13,7 @@ from csps.core.request import FinishReason
 from csps.core.shards import num_blocks
 from csps.sched.config import SchedulerConfig
 from csps.sched.growth import has_room, needs_block
+from csps.sched.integrity import check_in_flight, check_kv, check_lists
 from csps.sched.ledger import Ledger
 from csps.sched.placement import fits_kv
 from csps.sched.prefix_cache import NO_PREFIX, Prefix
@@ -221,28 +223,9 @@ class Scheduler(ABC):
 
     def check_integrity(self) -> None:
         """AssertionError if the ledger or the counters contradict each other."""
-        holding = self._prefilling + self._running
-        self.ledger.check_integrity(seq.seq_id for seq in holding)
-        listed = sorted(seq.seq_id for seq in self._waiting + holding)
-        assert listed == sorted(self._sequences), "a live sequence is not in exactly one list"
-        assert len(holding) <= self.config.max_running, "more sequences hold KV than allowed"
-        plans = [plan for in_flight in self._in_flight.values() for plan in in_flight]
-        planned = Counter(item.seq_id for plan in plans for item in plan.work)
-        flying = {seq.seq_id: seq.in_flight for seq in self._sequences.values() if seq.in_flight}
-        assert planned == flying, f"planned {planned}, marked {flying}"
-        queued = sum(seq.num_tokens for seq in self._waiting)
-        assert queued == self._waiting_tokens, f"{queued} tokens wait, not {self._waiting_tokens}"
-        for status, members in self._lists.items():
-            assert members == sorted(members, key=by_arrival), f"{status} out of order"
-            for seq in members:
-                assert seq.status is status, f"sequence {seq.seq_id}: {seq.status}, not {status}"
-        for seq in holding:
-            # A decode step in flight has the block of its token already.
-            decoding = seq.status is SequenceStatus.RUNNING
-            tokens = seq.num_planned if decoding else seq.num_tokens
-            held = self.ledger.num_blocks(seq.seq_id)
-            want = num_blocks(tokens, self.config.block_size)
-            assert held == want, f"sequence {seq.seq_id} holds {held} blocks, needs {want}"
+        check_lists(self._sequences, self._lists, self._waiting_tokens)
+        check_in_flight(self._sequences.values(), chain(*self._in_flight.values()))
+        check_kv(self._prefilling + self._running, self.ledger, self.config)
 
     # What schedules have in common
 
