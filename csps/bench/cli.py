@@ -14,6 +14,7 @@ from csps.bench.cli_network import network
 from csps.bench.cli_prefix import prefix
 from csps.bench.cli_quality import quality
 from csps.bench.cli_recall import recall
+from csps.bench.cli_scheduling import scheduling
 from csps.bench.cli_strategies import strategies
 from csps.bench.cli_traffic import traffic
 from csps.bench.flags import (
@@ -43,6 +44,7 @@ app.command()(network)
 app.command()(prefix)
 app.command()(quality)
 app.command()(recall)
+app.command()(scheduling)
 app.command()(strategies)
 app.command()(traffic)
 

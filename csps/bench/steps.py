@@ -117,7 +117,8 @@ async def _decode_once(
         if earlier >= begun
     ]
     formula = decode_bytes_per_token(flags)
-    per_token = delta["bytes_moved"] / max(delta["tokens"], 1)  # type: ignore[operator, call-overload]
+    moved = delta["bytes_moved"] - delta["bytes_by_kind"].get("drawn", 0)  # type: ignore[operator, attr-defined]
+    per_token = moved / max(delta["tokens"], 1)  # type: ignore[call-overload]
     return {
         "context": len(context),
         "batch": batch,

@@ -32,11 +32,12 @@ logger = logging.getLogger(__name__)
 
 
 class _Step(NamedTuple):
-    """A step that was sent. `started`: of time.time, when it could begin."""
+    """A step that was sent. `sent_at`: of time.time; `ahead`: the one before was under way then."""
 
     plan: StepPlan
     decision: Decision
-    started: float
+    sent_at: float
+    ahead: bool
     sent: StepUnderWay
 
 
@@ -161,8 +162,6 @@ class EngineLoop:
             first = under_way.popleft()
             results = await self._fleet.results_of(first.sent)
             self._finish(first, results)
-            if under_way:  # it begins now
-                under_way[0] = under_way[0]._replace(started=time.time())
             self._wake_all()
 
     def _begin(self, lane: Lane, *, ahead: bool) -> _Step | None:
@@ -178,7 +177,7 @@ class EngineLoop:
         self._note_scheduled(plan)
         decision = self._layouts[lane].decide(shape_of(plan))
         plan = replace(plan, layout=decision.layout)
-        return _Step(plan, decision, time.time(), self._fleet.begin(plan))
+        return _Step(plan, decision, time.time(), ahead, self._fleet.begin(plan))
 
     def _next_s(self) -> float:
         """When decode may take its next step."""
@@ -194,10 +193,11 @@ class EngineLoop:
                     await wake.wait()
 
     def _finish(self, under_way: _Step, results: Sequence[StepResult]) -> None:
-        plan, decision, started, _ = under_way
+        plan, decision = under_way.plan, under_way.decision
         wall_s = max(result.stats.wall_s for result in results)
         self._layouts[plan.lane].observe(decision, wall_s)
         ended = time.time()
+        started = ended - wall_s if under_way.ahead else under_way.sent_at
         extents = self._extents(plan)  # now: a sequence that ends gives its blocks back
         sampled = {token.seq_id: token for result in results for token in result.sampled}
         events = self.scheduler.complete(plan, sampled)

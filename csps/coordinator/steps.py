@@ -17,7 +17,7 @@ from csps.sched.layout import Decision
 from csps.sched.volumes import Volumes
 
 # The other kinds of bytes are attention's.
-_NOT_ATTENTION = ("hidden", "logits")
+_NOT_ATTENTION = ("hidden", "logits", "drawn")
 
 
 class FinishedStep(NamedTuple):

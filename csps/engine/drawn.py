@@ -25,5 +25,5 @@ def share_drawn(
     if not seq_ids:
         return {}
     (numbers_N,) = upload([numbers], device)
-    everywhere.sum_numbers("tokens", numbers_N)
+    everywhere.sum_numbers("drawn", numbers_N)
     return dict(zip(seq_ids, numbers_N.tolist(), strict=True))

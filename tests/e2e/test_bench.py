@@ -83,7 +83,7 @@ def test_decode_moves_the_bytes_of_the_formula(tmp_path: Path, dtype: str) -> No
     assert result["tokens"] == 2 * 7  # the first token of each stream is prefill's
     assert result["bytes_per_token"] == result["bytes_formula"] > 0
     assert result["bytes_ratio"] == 1.0
-    assert set(result["bytes_by_kind"]) == {"query", "partial"}
+    assert set(result["bytes_by_kind"]) == {"query", "partial", "drawn"}
     assert 0 < result["tbt_ms_p50"] <= result["tbt_ms_p99"]
 
 
