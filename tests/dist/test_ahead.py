@@ -14,8 +14,14 @@ from tests.dist.ranks import Job, Outcome, Request, run_ranks, serve
 from tests.dist.test_decode_layouts import IN_TURN
 from tests.dist.test_parity import check, greedy, prompts, sampling
 
-# Ranks, those that share a weight, and the sizes of buckets, if any.
-RANKS = [(1, 1, ()), (3, 1, ()), (4, 2, ()), (2, 1, (1, 8)), (2, 2, (1, 8))]
+# Ranks, those that share a weight, the sizes of buckets, and whether transfers are staged.
+RANKS = [
+    (1, 1, (), False),
+    (3, 1, (), False),
+    (4, 2, (), False),
+    (2, 1, (1, 8), False),
+    (2, 2, (1, 8), True),
+]
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +40,14 @@ def pending(outcome: Outcome) -> set[tuple[Layout, Layout]]:
 
 
 @pytest.mark.parametrize("placement", Placement)
-@pytest.mark.parametrize(("num_ranks", "tp", "buckets"), RANKS)
+@pytest.mark.parametrize(("num_ranks", "tp", "buckets", "staged"), RANKS)
 def test_greedy_sequences_in_layouts_that_change(
-    llama: Path, placement: Placement, num_ranks: int, tp: int, buckets: tuple[int, ...]
+    llama: Path,
+    placement: Placement,
+    num_ranks: int,
+    tp: int,
+    buckets: tuple[int, ...],
+    staged: bool,
 ) -> None:
     """Blocks of 4, so that rows change their ranks, and whoever computes one must be told."""
     texts = prompts((3, 17, 90, 150, 33))
@@ -54,6 +65,7 @@ def test_greedy_sequences_in_layouts_that_change(
         layouts=twice if by_head else (Layout.SP,),
         decode_layouts=twice,
         buckets=buckets,
+        staged=staged,
         ahead=True,
     )
     outcomes = run_ranks(num_ranks, serve, job)
