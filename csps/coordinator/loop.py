@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -30,13 +29,19 @@ from csps.sched.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 
+# Before a step's end the next one is planned so early: planning and sending take less.
+AHEAD_S = 0.01
+
 
 class _Step(NamedTuple):
-    """A step that was sent. `sent_at`: of time.time; `ahead`: the one before was under way then."""
+    """A step that was sent. `begun`: of time.time, when it was sent or the one before was over.
+
+    `ahead`: it was sent before that.
+    """
 
     plan: StepPlan
     decision: Decision
-    sent_at: float
+    begun: float
     ahead: bool
     sent: StepUnderWay
 
@@ -58,7 +63,8 @@ class EngineLoop:
         self.scheduler = scheduler
         self._layouts = layouts
         self._pace = pace or DecodePace()
-        self._depth = 2 if async_scheduling else 1
+        self._ahead = async_scheduling
+        self._last_s = dict.fromkeys(scheduler.lanes, 0.0)  # the ranks' time for the last step
         self._observers = observers
         self.counters = {lane: LaneCounters() for lane in scheduler.lanes}
         self.sparse = SparseSummary()  # of all requests, with `num_sparse` of them
@@ -145,29 +151,46 @@ class EngineLoop:
             await asyncio.gather(*lanes, return_exceptions=True)
 
     async def _run_lane(self, lane: Lane) -> None:
-        under_way: deque[_Step] = deque()
+        step: _Step | None = None
         while True:
-            if lane is Lane.DECODE and not under_way:
-                await self._keep_pace()
-            step = self._begin(lane, ahead=bool(under_way))
-            if step is not None:
-                under_way.append(step)
-                if len(under_way) < self._depth:
-                    continue
-            if not under_way:
-                self._check_when_idle()
-                await self._wake[lane].wait()
-                self._wake[lane].clear()
-                continue
-            first = under_way.popleft()
-            results = await self._fleet.results_of(first.sent)
-            self._finish(first, results)
+            if step is None:
+                step = await self._begin_next(lane)
+            behind = await self._begin_behind(step) if self._ahead else None
+            results = await self._fleet.results_of(step.sent)
+            self._finish(step, results)
             self._wake_all()
+            step = behind._replace(begun=time.time()) if behind is not None else None
 
-    def _begin(self, lane: Lane, *, ahead: bool) -> _Step | None:
-        """Plan a step and send it; None if there is none. `ahead`: behind one under way."""
-        if ahead and lane is Lane.DECODE and self._next_s() > time.monotonic():
+    async def _begin_next(self, lane: Lane) -> _Step:
+        """The lane's next step, none being under way, when there is one."""
+        while True:
+            if lane is Lane.DECODE:
+                await self._keep_pace()
+            step = self._begin(lane)
+            if step is not None:
+                return step
+            self._check_when_idle()
+            await self._wake[lane].wait()
+            self._wake[lane].clear()
+
+    async def _begin_behind(self, step: _Step) -> _Step | None:
+        """The one behind a step under way, when that is nearly over; None if it must be waited for.
+
+        As late as possible: what comes after this is not in it. A step is taken to last as long as
+        its lane's last one.
+        """
+        lane = step.plan.lane
+        left_s = step.begun + self._last_s[lane] - AHEAD_S - time.time()
+        if left_s > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await step.sent.over.wait()
+        if step.sent.over.is_set() or (lane is Lane.DECODE and self._next_s() > time.monotonic()):
             return None
+        return self._begin(lane, ahead=True)
+
+    def _begin(self, lane: Lane, *, ahead: bool = False) -> _Step | None:
+        """Plan a step and send it; None if there is none. `ahead`: behind one under way."""
         plan = self.scheduler.plan(lane, ahead=ahead)
         self._release()
         if plan is None:
@@ -196,8 +219,9 @@ class EngineLoop:
         plan, decision = under_way.plan, under_way.decision
         wall_s = max(result.stats.wall_s for result in results)
         self._layouts[plan.lane].observe(decision, wall_s)
+        self._last_s[plan.lane] = wall_s
         ended = time.time()
-        started = ended - wall_s if under_way.ahead else under_way.sent_at
+        started = ended - wall_s if under_way.ahead else under_way.begun
         extents = self._extents(plan)  # now: a sequence that ends gives its blocks back
         sampled = {token.seq_id: token for result in results for token in result.sampled}
         events = self.scheduler.complete(plan, sampled)
