@@ -19,8 +19,8 @@ HttpPort = Annotated[
     typer.Option(
         min=0,
         max=65535,
-        help="Also serve OpenAI's protocol, at http://HOST:PORT/v1: chat completions, completions, "
-        "models. 0 picks a free port, which is printed. Default: none.",
+        help="Also serve OpenAI's protocol, at http://HOST:PORT/v1 (https with --tls-cert): chat "
+        "completions, completions, models. 0 picks a free port, which is printed. Default: none.",
         rich_help_panel=_PANEL,
     ),
 ]

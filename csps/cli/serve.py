@@ -25,6 +25,7 @@ from csps.cli.serve_flags import (
 )
 from csps.cli.serve_run import run_server
 from csps.cli.terminal import start_logging
+from csps.cli.tls import TlsCert, TlsKey, read_server_tls
 from csps.core.attention import AttentionParams, CsaConfig
 from csps.core.config import (
     STAGE_TOKENS,
@@ -142,6 +143,8 @@ def serve(
     port: network.Port = 50051,
     http_port: network.HttpPort = None,
     api_key_file: network.ApiKeyFile = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     control: network.Control = "127.0.0.1:0",
     collective_timeout: network.CollectiveTimeout = 300.0,
     ready_file: network.ReadyFile = None,
@@ -222,6 +225,7 @@ def serve(
         port=port,
         http_port=http_port,
         api_keys=() if api_key_file is None else read_keys(api_key_file),
+        tls=read_server_tls(tls_cert, tls_key),
         control_host=control_host,
         control_port=control_port,
         warm_up=warm_up,

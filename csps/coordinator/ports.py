@@ -17,13 +17,14 @@ from csps.coordinator.metrics import Metrics
 from csps.coordinator.observer import Observer
 from csps.coordinator.openai.server import OpenAiServer
 from csps.coordinator.service import GenerationService
-from csps.core.config import ServerConfig
+from csps.core.config import ServerConfig, ServerTls
 from csps.core.errors import ConfigError, UnavailableError
 from csps.rpc.auth import ApiKeys, KeyInterceptor
 from csps.rpc.fleet import Fleet
 from csps.rpc.http_metrics import MetricsServer
 from csps.rpc.interceptors import ErrorInterceptor
 from csps.rpc.options import SERVER_OPTIONS
+from csps.rpc.tls import http_context, server_credentials
 from csps.v1 import (
     admin_pb2,
     admin_pb2_grpc,
@@ -93,7 +94,7 @@ async def open_public(
     admin_pb2_grpc.add_AdminServicer_to_server(admin, server)
     health_pb2_grpc.add_HealthServicer_to_server(status.servicer, server)
     reflection.enable_server_reflection((*SERVICES, *OPEN_SERVICES), server)
-    port = _bind(server, config.host, config.port, "--port")
+    port = _bind(server, config.host, config.port, "--port", config.tls)
     await server.start()
     stack.push_async_callback(server.stop, None)
     return server, port
@@ -114,7 +115,8 @@ async def open_openai(
         return None, ""
     server = OpenAiServer(gate, config.attention, keys, close_s=close_s)
     stack.push_async_callback(server.close)
-    return server, await server.start(config.host, config.http_port)
+    tls = None if config.tls is None else http_context(config.tls)
+    return server, await server.start(config.host, config.http_port, tls)
 
 
 async def open_control(config: ServerConfig, fleet: Fleet, stack: contextlib.AsyncExitStack) -> str:
@@ -127,10 +129,16 @@ async def open_control(config: ServerConfig, fleet: Fleet, stack: contextlib.Asy
     return f"{config.control_host}:{port}"
 
 
-def _bind(server: grpc.aio.Server, host: str, port: int, flag: str) -> int:
+def _bind(
+    server: grpc.aio.Server, host: str, port: int, flag: str, tls: ServerTls | None = None
+) -> int:
+    address = f"{host}:{port}"
     try:
-        return server.add_insecure_port(f"{host}:{port}")
+        if tls is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, server_credentials(tls))
     except RuntimeError as error:  # its text says less
+        or_tls = "" if tls is None else ", or gRPC knows no such key as --tls-key"
         raise UnavailableError(
-            f"{flag}: cannot listen on {host}:{port}: in use, or no address of this machine"
+            f"{flag}: cannot listen on {address}: in use, or no address of this machine{or_tls}"
         ) from error

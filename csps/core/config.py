@@ -67,6 +67,14 @@ class WorkerSetup:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerTls:
+    """In PEM: a certificate, behind it those that lead to its authority, and its private key."""
+
+    certificates: bytes = field(repr=False)
+    key: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class ServerConfig:
     """One coordinator. Token counts are of the whole server, not of a rank.
 
@@ -83,6 +91,7 @@ class ServerConfig:
     `warm_up`: whether large steps are run before the first request, None meaning on GPUs.
     `port` of gRPC on `host`, 0 a free one; `http_port` of OpenAI's protocol, None none.
     `api_keys`: a caller of either must show one of them, unless there is none; never printed.
+    `tls`: of both; None for clear text.
     `step_log`: where every step's row (csps.records.rows) goes.
     `metrics_port`: of Prometheus on `host`; 0 a free one, None no metrics. `otlp_endpoint`: where
     spans go, if anywhere.
@@ -110,6 +119,7 @@ class ServerConfig:
     port: int = 0
     http_port: int | None = None
     api_keys: tuple[str, ...] = field(default=(), repr=False)
+    tls: ServerTls | None = None
     control_host: str = "127.0.0.1"
     control_port: int = 0
     warm_up: bool | None = None

@@ -1,5 +1,7 @@
 """Listens for OpenAI's clients."""
 
+import ssl
+
 from aiohttp import web
 
 from csps.coordinator.gate import Gate
@@ -24,17 +26,18 @@ class OpenAiServer:
             shutdown_timeout=close_s,
         )
 
-    async def start(self, host: str, port: int) -> str:
+    async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> str:
         """Listen; 0 takes a free port. The base URL for clients. UnavailableError if in use."""
         await self._runner.setup()
         try:
-            await web.TCPSite(self._runner, host, port).start()
+            await web.TCPSite(self._runner, host, port, ssl_context=tls).start()
         except OSError as error:
             raise UnavailableError(
                 f"--http-port: cannot listen on {host}:{port}: in use, or no address of this "
                 "machine"
             ) from error
-        return f"http://{host}:{self._runner.addresses[0][1]}/v1"
+        scheme = "http" if tls is None else "https"
+        return f"{scheme}://{host}:{self._runner.addresses[0][1]}/v1"
 
     async def close(self) -> None:
         """No new connection; answers under way get a moment, then their connections end."""

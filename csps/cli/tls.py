@@ -1,0 +1,69 @@
+"""Where TLS's certificates and keys come from: files in PEM, each read once."""
+
+import ssl
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from csps.core.config import ServerTls
+from csps.core.errors import ConfigError
+from csps.rpc.tls import has_certificates, http_context
+
+CERT_FLAG, KEY_FLAG = "--tls-cert", "--tls-key"
+_PANEL = "Server"
+_FOREIGN = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
+
+TlsCert = Annotated[
+    Path | None,
+    typer.Option(
+        CERT_FLAG,
+        help="Serve gRPC and OpenAI's protocol over TLS, with the certificate in this PEM file, "
+        f"behind it those that lead to its authority. With {KEY_FLAG}. Default: no TLS.",
+        rich_help_panel=_PANEL,
+    ),
+]
+TlsKey = Annotated[
+    Path | None,
+    typer.Option(
+        KEY_FLAG,
+        help=f"Private key of {CERT_FLAG}: a PEM file, RSA or ECDSA, without a passphrase.",
+        rich_help_panel=_PANEL,
+    ),
+]
+
+
+def read_server_tls(certificate: Path | None, key: Path | None) -> ServerTls | None:
+    """None without the flags. ConfigError, naming flag and file, if they cannot be served with."""
+    if certificate is None and key is None:
+        return None
+    if certificate is None:
+        raise ConfigError(f"{KEY_FLAG}: needs {CERT_FLAG}, the certificate of this key")
+    if key is None:
+        raise ConfigError(f"{CERT_FLAG}: needs {KEY_FLAG}, the private key of this certificate")
+    tls = ServerTls(_certificates(CERT_FLAG, certificate), _read(KEY_FLAG, key))
+    try:
+        http_context(tls)
+    except ssl.SSLError as error:
+        if error.reason in _FOREIGN:
+            problem = f"not the key of the certificate in {certificate}"
+        elif error.reason is None:
+            problem = "no private key in PEM, or one with a passphrase"
+        else:
+            problem = f"cannot be used with {certificate}: {error.reason}"
+        raise ConfigError(f"{KEY_FLAG}: {key}: {problem}") from None
+    return tls
+
+
+def _certificates(flag: str, file: Path) -> bytes:
+    pem = _read(flag, file)
+    if not has_certificates(pem):
+        raise ConfigError(f"{flag}: {file}: no certificate in PEM")
+    return pem
+
+
+def _read(flag: str, file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{flag}: {file}: {error.strerror}") from None
