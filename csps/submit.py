@@ -24,6 +24,7 @@ from csps.rpc.client import (
     Progress,
     TokenLogprob,
 )
+from csps.rpc.tls import ClientTls
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Submission:
     prompt: str
     sampling: SamplingParams
     api_key: str = field(default="", repr=False)
+    tls: ClientTls | None = None
     attention: AttentionChoice = field(default_factory=AttentionChoice)
     raw: bool = False
     system: str = ""
@@ -86,7 +88,9 @@ async def submit(submission: Submission, console: Console) -> None:
     answer = Answer()
     _write_json(submission.json_path, answer)
     try:
-        async with GenerationClient(submission.target, submission.api_key) as client:
+        async with GenerationClient(
+            submission.target, submission.api_key, submission.tls
+        ) as client:
             prompt = await _prompt(client, submission)
             await _stream(client, prompt, submission, answer, console)
     except CspsError as error:

@@ -3,6 +3,9 @@
 import os
 import sys
 
+# Read when gRPC is imported. It would log every failed TLS handshake, beside our own error.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
 import typer
 
 from csps import __version__

@@ -10,6 +10,7 @@ import typer
 from csps.checkpoint.locate import DEFAULT_MODEL
 from csps.cli.api_keys import ClientKeyFile, client_key
 from csps.cli.terminal import console
+from csps.cli.tls import Tls, TlsCa, read_client_tls
 from csps.core.attention import AttentionKind
 from csps.rpc.client import AttentionChoice
 
@@ -21,6 +22,8 @@ def replay(
     out: Annotated[Path, typer.Option(help="Folder for the run's records; must not hold a run.")],
     target: Annotated[str, typer.Option(help="HOST:PORT of the server.")] = "127.0.0.1:50051",
     api_key_file: ClientKeyFile = None,
+    tls_ca: TlsCa = None,
+    tls: Tls = False,
     speed: Annotated[
         float, typer.Option(min=1e-6, help="Play so many times as fast as the trace's clock.")
     ] = 1.0,
@@ -94,6 +97,7 @@ def replay(
     config = run.ReplayConfig(
         target=target,
         api_key=client_key(api_key_file),
+        tls=read_client_tls(tls_ca, tls),
         out=out,
         speed=speed,
         seed=seed,

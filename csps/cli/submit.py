@@ -9,6 +9,7 @@ import typer
 
 from csps.cli.api_keys import ClientKeyFile, client_key
 from csps.cli.terminal import console
+from csps.cli.tls import Tls, TlsCa, read_client_tls
 from csps.core.attention import AttentionKind
 from csps.core.request import SamplingParams
 from csps.rpc.client import AttentionChoice
@@ -19,6 +20,8 @@ from csps.submit import submit as run_submission
 def submit(
     target: Annotated[str, typer.Option(help="HOST:PORT of the server.")] = "127.0.0.1:50051",
     api_key_file: ClientKeyFile = None,
+    tls_ca: TlsCa = None,
+    tls: Tls = False,
     file: Annotated[
         Path | None, typer.Option(help="Document to put before the prompt; - reads standard input.")
     ] = None,
@@ -77,6 +80,7 @@ def submit(
     submission = Submission(
         target=target,
         api_key=client_key(api_key_file),
+        tls=read_client_tls(tls_ca, tls),
         prompt=read_prompt(file, prompt, stdin),
         sampling=SamplingParams(
             max_tokens=max_tokens,

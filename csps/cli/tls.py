@@ -8,7 +8,7 @@ import typer
 
 from csps.core.config import ServerTls
 from csps.core.errors import ConfigError
-from csps.rpc.tls import has_certificates, http_context
+from csps.rpc.tls import CA_FLAG, SYSTEM_FLAG, ClientTls, has_certificates, http_context
 
 CERT_FLAG, KEY_FLAG = "--tls-cert", "--tls-key"
 _PANEL = "Server"
@@ -32,6 +32,19 @@ TlsKey = Annotated[
     ),
 ]
 
+TlsCa = Annotated[
+    Path | None,
+    typer.Option(
+        CA_FLAG,
+        help="Speak TLS, to a server whose certificate is in this PEM file, or one of an authority "
+        "in it.",
+    ),
+]
+Tls = Annotated[
+    bool,
+    typer.Option(SYSTEM_FLAG, help="Speak TLS, to a server whose authority this machine trusts."),
+]
+
 
 def read_server_tls(certificate: Path | None, key: Path | None) -> ServerTls | None:
     """None without the flags. ConfigError, naming flag and file, if they cannot be served with."""
@@ -53,6 +66,26 @@ def read_server_tls(certificate: Path | None, key: Path | None) -> ServerTls | N
             problem = f"cannot be used with {certificate}: {error.reason}"
         raise ConfigError(f"{KEY_FLAG}: {key}: {problem}") from None
     return tls
+
+
+def read_client_tls(authority: Path | None, system: bool) -> ClientTls | None:
+    """None without the flags; the file wins. ConfigError, naming flag and file, if it is no PEM."""
+    if authority is not None:
+        return ClientTls(_certificates(CA_FLAG, authority))
+    return ClientTls(_system_authorities()) if system else None
+
+
+def _system_authorities() -> bytes:
+    """Where OpenSSL finds them, not the list that gRPC brings along."""
+    paths = ssl.get_default_verify_paths()
+    if paths.cafile is not None:
+        return _certificates(SYSTEM_FLAG, Path(paths.cafile))
+    files = sorted(Path(paths.capath).glob("*.0")) if paths.capath is not None else []
+    if not files:
+        raise ConfigError(
+            f"{SYSTEM_FLAG}: this machine has no list of authorities: name a file with {CA_FLAG}"
+        )
+    return b"\n".join(_read(SYSTEM_FLAG, file) for file in files)
 
 
 def _certificates(flag: str, file: Path) -> bytes:

@@ -24,6 +24,7 @@ from csps.replay.progress import show, status_line
 from csps.replay.prompts import PromptMaker
 from csps.replay.steps import record_steps
 from csps.rpc.client import SERVERS_CHOICE, AttentionChoice, GenerationClient
+from csps.rpc.tls import ClientTls
 from csps.trace.schema import Trace, TraceRequest
 from csps.v1 import generation_pb2 as pb
 
@@ -42,6 +43,7 @@ class ReplayConfig:
     target: str
     out: Path
     api_key: str = field(default="", repr=False)
+    tls: ClientTls | None = None
     speed: float = 1.0
     seed: int = 0
     drain_s: float | None = None
@@ -90,7 +92,7 @@ async def replay(
     above.
     """
     prepare_folder(config.out)
-    async with GenerationClient(config.target, config.api_key) as client:
+    async with GenerationClient(config.target, config.api_key, config.tls) as client:
         model, server = await client.model_info(), await client.server_info()
         requests = fitting(trace, model.max_model_len, config.skip_bad)
         text_ids = _text_ids(config, trace.block_tokens, model.vocab_size)

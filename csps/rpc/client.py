@@ -16,7 +16,7 @@ from csps.rpc import convert
 from csps.rpc.auth import authorization
 from csps.rpc.convert_attention import ATTENTION_FROM_PROTO, ATTENTION_TO_PROTO, head_from_proto
 from csps.rpc.convert_steps import StepBatch, batch_from_proto
-from csps.rpc.options import COMMON_OPTIONS
+from csps.rpc.tls import ClientTls, open_channel, why_unreachable
 from csps.v1 import admin_pb2, admin_pb2_grpc, generation_pb2_grpc
 from csps.v1 import generation_pb2 as pb
 
@@ -122,13 +122,14 @@ Event = Progress | Chunk | Complete
 class GenerationClient:
     """`async with GenerationClient("host:port") as client`. One channel, any number of calls.
 
-    `api_key`: shown to the server with every call, "" for none.
+    `api_key`: shown to the server with every call, "" for none. `tls`: None for clear text.
     """
 
-    def __init__(self, target: str, api_key: str = "") -> None:
+    def __init__(self, target: str, api_key: str = "", tls: ClientTls | None = None) -> None:
         self.target = target
+        self._tls = tls
         self._metadata = authorization(api_key)
-        self._channel = grpc.aio.insecure_channel(target, options=COMMON_OPTIONS)
+        self._channel = open_channel(target, tls)
         self._stub = generation_pb2_grpc.GenerationStub(self._channel)
         self._admin = admin_pb2_grpc.AdminStub(self._channel)
 
@@ -225,7 +226,7 @@ class GenerationClient:
     def _error(self, error: grpc.aio.AioRpcError) -> ServerError:
         details = error.details() or ""
         if error.code() is grpc.StatusCode.UNAVAILABLE and "connect to" in details:
-            details = f"no server answers at {self.target} ({details})"
+            details = why_unreachable(details, self.target, self._tls)
         elif error.code() is grpc.StatusCode.UNAVAILABLE and "ocket closed" in details:
             details = f"the connection to {self.target} was lost ({details})"
         return ServerError(error.code().name, details)
