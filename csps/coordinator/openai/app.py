@@ -175,7 +175,7 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
             headers={"Allow": allowed} if allowed is not None else None,
         )
     except ConnectionError:
-        raise  # the client is gone
+        return web.Response()  # which nobody gets: the client is gone
     except Exception as error:
         status, body, headers = describe(error)
         return web.json_response(body, status=status, headers=headers)

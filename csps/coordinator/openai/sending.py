@@ -62,10 +62,10 @@ class Answer:
             headers=self._headers
             | {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
         )
-        await response.prepare(request)
         name = self._choices[0].part_name
         extra: Json = {"usage": None} if with_usage else {}
         try:
+            await response.prepare(request)
             await response.write(b": queued\n\n")
             async with _kept_alive(response):
                 await _all([self._send(response, choice, extra) for choice in self._choices])
