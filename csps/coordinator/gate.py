@@ -24,6 +24,11 @@ class Gate:
         """Refuse new requests from now on; those that are live may end."""
         self._closed = True
 
+    def forget(self) -> None:
+        """The server has ended. aiohttp remembers handlers, and they the gate: it leads nowhere."""
+        self._closed = True
+        self._frontend = None
+
     @property
     def is_open(self) -> bool:
         return self._frontend is not None and not self._closed
@@ -35,9 +40,9 @@ class Gate:
 
     @property
     def front(self) -> Frontend:
-        """For questions, which are answered until the end. UnavailableError before `open`."""
+        """For questions, which are answered from `open` to `forget`, else UnavailableError."""
         if self._frontend is None:
-            raise UnavailableError("the server is starting")
+            raise UnavailableError(f"the server is {'stopping' if self._closed else 'starting'}")
         return self._frontend
 
     @contextlib.contextmanager

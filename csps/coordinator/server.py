@@ -96,6 +96,7 @@ class Server:
             model = await asyncio.to_thread(load_served_model, config.setup)
             fleet = Fleet(config)
             gate = Gate()
+            stack.callback(gate.forget)
             service, admin, health = GenerationService(config, gate), AdminService(), Health()
             await health.set(False)
             services = service, admin, health

@@ -91,6 +91,7 @@ class _Api:
         choice_kind: type[Choice],
     ) -> web.StreamResponse:
         data = await request.read()
+        front: Frontend | None = None
         lives: list[LiveRequest] = []
         request_id = request.headers.get("X-Request-Id", "")
         request_id = request_id or f"{choice_kind.prefix}-{secrets.token_hex(12)}"
@@ -109,8 +110,9 @@ class _Api:
             return await answer.stream(request, with_usage)
         finally:
             # However it ended: also when the client left before a stream had begun.
-            for live in lives:
-                self._gate.front.loop.close(live)
+            if front is not None:
+                for live in lives:
+                    front.loop.close(live)
 
     async def _submit(
         self,
