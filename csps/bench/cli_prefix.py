@@ -9,13 +9,20 @@ import typer
 
 from csps.bench import record
 from csps.bench.corpus import corpus_ids
-from csps.bench.flags import Json, Model, Ranks, ServeFlags, Threads, parameters, show
+from csps.bench.flags import (
+    Json,
+    Model,
+    Ranks,
+    ServeFlags,
+    Threads,
+    parameters,
+    show,
+    strategy_names,
+)
 from csps.bench.measure import ServerFlags
 from csps.bench.prefix import prefix as measure
 from csps.checkpoint.locate import DEFAULT_MODEL
 from csps.core.config import DType
-from csps.core.errors import ConfigError
-from csps.core.strategy import Strategy
 
 
 def prefix(
@@ -42,12 +49,7 @@ def prefix(
 
     Attention and schedule are each strategy's own defaults.
     """
-    try:
-        names = [Strategy(name).value for name in strategies.split(",")]
-    except ValueError:
-        raise ConfigError(
-            f"--strategies: expected some of {', '.join(Strategy)}, got {strategies!r}"
-        ) from None
+    names = [name.value for name in strategy_names(strategies)]
     record.check_writable(json_file)
     flags = ServerFlags(
         model, ranks, threads_per_rank, dtype, stage_tokens, tuple(shlex.split(serve))

@@ -19,14 +19,13 @@ from csps.bench.flags import (
     lengths,
     parameters,
     show,
+    strategy_names,
 )
 from csps.bench.measure import ServerFlags, prompt_ids
 from csps.bench.scheduling import Load
 from csps.bench.scheduling import scheduling as measure
 from csps.checkpoint.locate import DEFAULT_MODEL
 from csps.core.config import DType
-from csps.core.errors import ConfigError
-from csps.core.strategy import Strategy
 
 
 def scheduling(
@@ -48,12 +47,7 @@ def scheduling(
     """Time between tokens with decode planned one step ahead, over that with each step planned
     when the one before has ended.
     """
-    try:
-        names = [Strategy(name) for name in strategies.split(",")]
-    except ValueError:
-        raise ConfigError(
-            f"--strategies: expected some of {', '.join(Strategy)}, got {strategies!r}"
-        ) from None
+    names = strategy_names(strategies)
     load = Load(tuple(lengths("--batch", batch)), context, output, repeats)
     record.check_writable(json_file)
     flags = ServerFlags(

@@ -10,6 +10,7 @@ from rich.table import Table
 from csps.bench.measure import ServerFlags
 from csps.core.attention import AttentionKind
 from csps.core.errors import ConfigError
+from csps.core.strategy import Strategy
 
 console = Console()
 
@@ -63,6 +64,16 @@ def parameters(
         "text": str(text.name) if text else None,
         "seed": seed,
     }
+
+
+def strategy_names(words: str) -> list[Strategy]:
+    """ConfigError unless `words` are names of strategies separated by commas."""
+    try:
+        return [Strategy(word) for word in words.split(",")]
+    except ValueError:
+        raise ConfigError(
+            f"--strategies: expected some of {', '.join(Strategy)}, got {words!r}"
+        ) from None
 
 
 def attention_kinds(words: str) -> list[AttentionKind]:

@@ -189,6 +189,7 @@ class Reader(threading.Thread):
         super().__init__(daemon=True)
         self.begun = threading.Event()
         self.error: openai.APIError | None = None
+        self.finish: str | None = None
         self._stream = complete(
             client, stream=True, max_tokens=1900, extra_body={"ignore_eos": True}
         )
@@ -196,8 +197,9 @@ class Reader(threading.Thread):
 
     def run(self) -> None:
         try:
-            for _ in self._stream:
+            for part in self._stream:
                 self.begun.set()
+                self.finish = part.choices[0].finish_reason
         except openai.APIError as error:
             self.error = error
 
@@ -220,6 +222,8 @@ def test_the_end_of_a_server_is_told_to_its_streams(tiny_chat: Path, how: str) -
             for reader in readers:
                 reader.join(TIMEOUT_S)
                 assert not reader.is_alive(), "a stream hangs"
+                if how == "stopped" and reader.finish == "length":
+                    continue  # a fast machine: it was done in the time that it got
                 assert reader.error is not None
                 needle = "stopping" if how == "stopped" else "rank 1"
                 assert needle in reader.error.message
